@@ -1,1 +1,57 @@
-"""The configuration's schema: one dataclass file a group. Imports no torch, so a wrong value fails at once."""
+"""The configuration's schema: one dataclass file a group. Imports no torch, so a wrong value fails at once.
+
+The dataclasses are plain Python: `Loader(num_workers=4, backend="threads")` checks its values as the command
+line does. Strings stand for the members of the enums, which compare equal to them.
+"""
+
+from pipeline.config.cache import Cache, CachePolicy, Store
+from pipeline.config.checks import ConfigError
+from pipeline.config.data import Cifar10Data, Data, FolderData, ManifestData, OnError, SyntheticData, TarData
+from pipeline.config.loader import Backend, Loader, SamplerName
+from pipeline.config.model import Model
+from pipeline.config.prefetch import ImageDtype, Prefetch, PrefetchDevice
+from pipeline.config.preload import Preload, PreloadMode
+from pipeline.config.root import BenchConfig, PipelineConfig, TrainConfig
+from pipeline.config.run import Bench, Device, Run
+from pipeline.config.training import Amp, Dist, Logger, Optim, OptimName, Schedule, ScheduleName
+from pipeline.config.transforms import Augment, Decode, Resize, Transforms
+
+__all__ = [
+    "Amp",
+    "Augment",
+    "Backend",
+    "Bench",
+    "BenchConfig",
+    "Cache",
+    "CachePolicy",
+    "Cifar10Data",
+    "ConfigError",
+    "Data",
+    "Decode",
+    "Device",
+    "Dist",
+    "FolderData",
+    "ImageDtype",
+    "Loader",
+    "Logger",
+    "ManifestData",
+    "Model",
+    "OnError",
+    "Optim",
+    "OptimName",
+    "PipelineConfig",
+    "Prefetch",
+    "PrefetchDevice",
+    "Preload",
+    "PreloadMode",
+    "Resize",
+    "Run",
+    "SamplerName",
+    "Schedule",
+    "ScheduleName",
+    "Store",
+    "SyntheticData",
+    "TarData",
+    "TrainConfig",
+    "Transforms",
+]

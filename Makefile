@@ -1,0 +1,48 @@
+# Two commands from a fresh clone: `make train` and `make test`. PYTHON=python3.12 chooses another interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup train test check soak coverage bench clean
+
+help:
+	@echo "make train     set up, generate the small synthetic data, train, evaluate"
+	@echo "make test      set up, then format check, lint, types and the whole test suite"
+	@echo "make soak      the long versions of the fault and fuzz tests"
+	@echo "make coverage  the test suite with a coverage report"
+	@echo "make bench     this loader beside torch's DataLoader on the small synthetic data"
+	@echo "make clean     remove the environment and caches (data/ and outputs/ stay)"
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Headrace needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+	  || { echo "no venv module: install python3-venv, or set PYTHON=..."; exit 1; }
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+train: setup
+	$(BIN)/python train.py
+
+test: check
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+soak: setup
+	HEADRACE_SOAK=1 $(BIN)/python -m pytest -m soak
+
+coverage: setup
+	$(BIN)/python -m pytest --cov=pipeline --cov-report=term-missing:skip-covered
+
+bench: setup
+	$(BIN)/python bench.py bench.compare=[torch]
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage

@@ -1,0 +1,258 @@
+"""The plain-Python face: a loader, a dataset, a prefetcher and a cache for somebody else's training script."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from PIL import Image
+from torch.utils.data import Dataset
+
+from pipeline.build import Pipeline, assemble, make_sampler
+from pipeline.build_store import Decoding
+from pipeline.cache import LRUCache, PinnedCache
+from pipeline.cache.load import CachedLoad, Sample
+from pipeline.config import (
+    Backend,
+    Cache,
+    CachePolicy,
+    Data,
+    Loader,
+    OnError,
+    PipelineConfig,
+    Prefetch,
+    PrefetchDevice,
+    Preload,
+    PreloadMode,
+    SamplerName,
+    Transforms,
+)
+from pipeline.config import Store as StoreKind
+from pipeline.config.checks import choice
+from pipeline.machine import num_cores
+from pipeline.prefetch import PrefetchLoader
+from pipeline.preload import preload as preload_samples
+from pipeline.sources import FileSource
+
+__all__ = ["HighPerformanceDataset", "LRUCache", "PrefetchLoader", "create_dataloader"]
+
+
+def create_dataloader(
+    data_paths: Sequence[str | PathLike[str]],
+    labels: ArrayLike,
+    batch_size: int = 32,
+    num_workers: int = 4,
+    img_size: int = 224,
+    cache_size: int = 1000,
+    preload: bool | str = False,
+    augment: bool | str = True,
+    pin_memory: bool = True,
+    prefetch_device: torch.device | str | None = None,
+    *,
+    transform: Callable[..., Any] | None = None,
+    backend: str = "auto",
+    threads_per_worker: int = 1,
+    prefetch_factor: int = 2,
+    shuffle: bool | None = None,
+    sampler: str | None = None,
+    drop_last: bool = False,
+    seed: int = 0,
+    on_error: str = "raise",
+    max_bad_fraction: float = 0.1,
+    quarantine: str | PathLike[str] | None = None,
+    max_restarts: int = 3,
+    stall_timeout_s: float = 300,
+    cache_policy: str = "lru",
+    store: str = "auto",
+    decode: str = "full",
+    resize: str | None = None,
+    memory_format: str = "channels_last",
+    rank: int | None = None,
+    world_size: int | None = None,
+) -> Pipeline:
+    """A loader of image files: yields `Batch`es that unpack as `images, labels`.
+
+    Images are normalised float32 `(B, 3, img_size, img_size)` with ImageNet's mean and deviation; labels keep their
+    type, one row a sample. The same (files, options, seed) give the same bytes for every number of workers, cache and
+    prefetcher. Use it in a `with`, or `close()` it. Importing it sets `cv2.setNumThreads(0)` for the process.
+
+    Args:
+        data_paths: image files; packed at once, no reference to the sequence is kept.
+        labels: any numeric array-like of first dimension `len(data_paths)`.
+        batch_size: samples in a batch, for each rank.
+        num_workers: threads that make batches; 0 makes them in the loop.
+        img_size: height and width in pixels.
+        cache_size: images kept between epochs; 0 keeps none.
+        preload: True or "ram" reads everything before the first epoch, "pack" keeps it in one file for later runs.
+        augment: "light" is RandomResizedCrop and flip, "standard" (True) adds colour jitter, "heavy" more; "none" (False)
+            is evaluation's resize and centre crop, in order.
+        pin_memory: put batches in page-locked memory; nothing happens without CUDA.
+        prefetch_device: yield batches that are already on this device.
+        transform: a callable of your own. Not in this version.
+        backend: "threads", or "auto". Worker processes are not in this version.
+        threads_per_worker: of worker processes; only 1.
+        prefetch_factor: batches in flight beyond the one the loop holds.
+        shuffle: a new order every epoch; None: when augmenting.
+        sampler: "shuffle", "sequential" or "balanced", instead of `shuffle`.
+        drop_last: leave out an epoch's last batch if it is not full.
+        seed: decides order and augmentation.
+        on_error: "raise" stops at a file that cannot be decoded and names it. Others are not in this version.
+        max_bad_fraction: used by those others.
+        quarantine: used by those others; only None.
+        max_restarts: of worker processes; only 3.
+        stall_timeout_s: of worker processes; only 300.
+        cache_policy: "lru", or "pinned": the first images to come stay, which suits shuffled epochs better.
+        store: keep files' bytes ("encoded"), pixels ("decoded"), or pixels if they fit ("auto").
+        decode: "full", or "scaled": decode at 1/2, 1/4 or 1/8 where the crop allows; changes pixels.
+        resize: "fast" or "exact"; None: fast when augmenting, else exact.
+        memory_format: of the images, "channels_last" or "contiguous".
+        rank: which part of every global batch; by default torch.distributed's.
+        world_size: how many ranks share a global batch; by default torch.distributed's.
+
+    Raises:
+        ValueError: an option is wrong; the message names its key in the configuration, whose meaning it shares.
+    """
+    _refuse_unfinished(transform=transform, quarantine=quarantine, max_restarts=max_restarts, stall=stall_timeout_s)
+    if isinstance(augment, bool):
+        augment = "standard" if augment else "none"
+    if isinstance(preload, bool):
+        preload = "ram" if preload else "none"
+    transforms = Transforms.named(
+        augment,
+        size=img_size,
+        decode=decode,
+        resize=resize or "auto",
+    ).resolved()
+    if shuffle is None:
+        shuffle = transforms.augment != "none"
+    order = sampler or ("shuffle" if shuffle else "sequential")
+    prefetch_to = "none" if prefetch_device is None else torch.device(prefetch_device).type
+    keeps_some = cache_size > 0 and preload != "ram"  # a whole preload needs no policy
+    rank, world_size = _ranks(rank, world_size)
+    source = FileSource(data_paths, labels)
+    config = PipelineConfig(
+        data=Data(on_error=choice("data.on_error", on_error, OnError), max_bad_fraction=max_bad_fraction),
+        cache=Cache(
+            policy=choice("cache.policy", cache_policy if keeps_some else "none", CachePolicy),
+            max_images=cache_size if keeps_some else None,
+            store=choice("cache.store", store, StoreKind),
+        ),
+        preload=Preload(mode=choice("preload.mode", preload, PreloadMode)),
+        loader=Loader(
+            backend=choice("loader.backend", backend, Backend),
+            num_workers=num_workers,
+            batch_size=batch_size,
+            prefetch_factor=prefetch_factor,
+            threads_per_worker=threads_per_worker,
+            drop_last=drop_last,
+            sampler=choice("loader.sampler", order, SamplerName),
+        ),
+        prefetch=Prefetch(device=choice("prefetch.device", prefetch_to, PrefetchDevice)),
+        transforms=transforms,
+        seed=seed,
+    )
+    return assemble(
+        source,
+        config,
+        transforms=transforms,
+        sampler=make_sampler(config.loader.sampler, source, seed),
+        device=torch.device("cpu" if prefetch_device is None else prefetch_device),
+        name="images",
+        drop_last=drop_last,
+        rank=rank,
+        world_size=world_size,
+        memory_format=memory_format,
+        pin_memory=pin_memory,
+    )
+
+
+def _refuse_unfinished(*, transform: object, quarantine: object, max_restarts: int, stall: float) -> None:
+    given = {
+        "transform": transform is not None,
+        "quarantine": quarantine is not None,
+        "max_restarts": max_restarts != 3,
+        "stall_timeout_s": stall != 300,
+    }
+    for name, was_given in given.items():
+        if was_given:
+            raise ValueError(
+                f"{name} does not work in this version of create_dataloader; leave it out, "
+                "or drive a HighPerformanceDataset with torch.utils.data.DataLoader"
+            )
+
+
+def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    if (rank is None) != (world_size is None):
+        raise ValueError(f"rank and world_size go together, got rank={rank} and world_size={world_size}")
+    if rank is not None and world_size is not None:
+        return rank, world_size
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    launched = os.environ.get("WORLD_SIZE", "1")
+    if launched != "1":
+        warnings.warn(
+            f"WORLD_SIZE={launched} but torch.distributed is not initialised: every rank gets every sample; "
+            "call torch.distributed.init_process_group first, or pass rank= and world_size=",
+            stacklevel=3,
+        )
+    return 0, 1
+
+
+class HighPerformanceDataset(Dataset[tuple[Any, Any]]):
+    """Image files as a map-style dataset that remembers decoded images, for any torch `DataLoader`.
+
+    `dataset[i]` is `(image, label)`: the image is what `transform` makes of a `PIL.Image` in RGB, and without a
+    transform a uint8 tensor `(3, H, W)` of the caller's own. What is remembered lies before `transform`, so a random
+    transform stays random. In `DataLoader` worker processes every worker has a cache of its own; images preloaded
+    before the workers start are shared where they are forked.
+    """
+
+    def __init__(
+        self,
+        data_paths: Sequence[str | PathLike[str]],
+        labels: ArrayLike,
+        transform: Callable[[Image.Image], Any] | None = None,
+        cache_size: int = 1000,
+        preload: bool = False,
+    ) -> None:
+        """Pack the paths; nothing is read unless `preload`.
+
+        Args:
+            data_paths: image files.
+            labels: any numeric array-like of first dimension `len(data_paths)`.
+            transform: called with the `PIL.Image`, for example a torchvision `Compose`.
+            cache_size: decoded images kept, the ones used last; 0 keeps none.
+            preload: decode all images now and keep them all, whatever `cache_size` says.
+        """
+        self.source = FileSource(data_paths, labels)
+        self.transform = transform
+        cache: LRUCache[int, Sample] = PinnedCache(None) if preload else LRUCache(cache_size)
+        self._load = CachedLoad(Decoding(self.source.read, self.source.where), cache)
+        if preload:
+            for _ in preload_samples(self._load, len(self), num_threads=num_cores(), name="images"):
+                pass
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        """Image and label; IndexError outside the dataset, otherwise what reading or decoding raises."""
+        id = range(len(self))[index]
+        pixels = np.asarray(self._load(id))
+        label = self.source.label(id)
+        if np.ndim(label) == 0:
+            label = np.asarray(label).item()
+        if self.transform is not None:
+            return self.transform(Image.fromarray(pixels)), label
+        return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C")), label
+
+    def stats(self) -> dict[str, int]:
+        """The cache's hits, misses, evictions, entries and bytes, of this process."""
+        return self._load.cache.stats()

@@ -1,0 +1,1 @@
+"""One measured trial of a configuration, and the loaders it is compared with."""

@@ -1,0 +1,318 @@
+"""config -> `Pipeline`. The only file that knows every room."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any, Self
+
+import torch
+
+from pipeline.build_store import Store, build_store
+from pipeline.config import (
+    Cifar10Data,
+    Data,
+    FolderData,
+    ManifestData,
+    PipelineConfig,
+    SyntheticData,
+    TarData,
+    Transforms,
+)
+from pipeline.config.checks import ConfigError
+from pipeline.loader.batch import Batch
+from pipeline.loader.executors import Executor, SerialExecutor, ThreadExecutor
+from pipeline.loader.loader import Loader
+from pipeline.loader.order import Order
+from pipeline.loader.sample import MakeSample
+from pipeline.machine import num_cores
+from pipeline.prefetch import BatchStage, PrefetchLoader
+from pipeline.sampler import Sampler, SequentialSampler, ShuffleSampler, WeightedSampler, balanced_weights
+from pipeline.sources import (
+    Source,
+    Split,
+    open_cifar10,
+    open_folder,
+    open_manifest,
+    open_synthetic,
+    open_tar,
+)
+from pipeline.stats import Stats
+from pipeline.transforms.device import BatchTransform
+from pipeline.transforms.sample import SampleTransform
+
+
+class Pipeline:
+    """Source, cache, transforms, loader and prefetcher as one loader of `Batch`; owns all of them.
+
+    Each `iter()` begins the next epoch. Batches are on the device that `prefetch` names, images normalised floats
+    `(B, 3, H, W)`. A batch stays valid as long as it is referenced, also after `close`.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        transforms: Transforms,
+        store: Store,
+        loader: Loader,
+        prefetcher: PrefetchLoader | None,
+        resources: ExitStack,
+    ) -> None:
+        """Take ownership of the parts; `assemble` makes them."""
+        self.source = source
+        self.transforms = transforms
+        self._store = store
+        self._loader = loader
+        self._prefetcher = prefetcher
+        self._resources = resources
+        self._handed: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch; the same on every rank."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Begin the next epoch, or continue a loaded state. RuntimeError when another iterator is live."""
+        if self._prefetcher is None:
+            return iter(self._loader)
+        return self._prefetched(self._prefetcher)
+
+    def _prefetched(self, prefetcher: PrefetchLoader) -> Iterator[Batch]:
+        prefetcher.stop()
+        self._handed = self._loader.upcoming
+        for batch in prefetcher:
+            self._handed = (batch.epoch, batch.step + 1)
+            yield batch
+
+    @property
+    def dataset(self) -> Source:
+        """The source, under the name that users of `DataLoader` look for."""
+        return self.source
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in the source."""
+        return len(self.source)
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per rank in a full batch."""
+        return self._loader.batch_size
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that make batches; 0 when the consumer's thread does."""
+        return self._loader.num_workers
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make `epoch` the next one; optional. A live iterator is abandoned."""
+        if self._prefetcher is not None:
+            self._prefetcher.stop()
+        self._handed = None
+        self._loader.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """A few numbers that say which batches the loop has had; `load_state_dict` continues after them."""
+        return self._loader.state_dict() if self._handed is None else self._loader.state_at(*self._handed)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next `iter()` continue where `state` was taken. ValueError for another seed or source."""
+        if self._prefetcher is not None:
+            self._prefetcher.stop()
+        self._handed = None
+        self._loader.load_state_dict(state)
+
+    def stats(self) -> dict[str, float]:
+        """Counts, seconds waited for batches, milliseconds an image per stage, and the cache's hit rate."""
+        totals = self._loader.stats_counters.summary()
+        if self._prefetcher is not None:
+            totals["wait_s"] = self._prefetcher.wait_s
+        if self._store.cache is not None:
+            cache = self._store.cache.stats()
+            asked = cache["hits"] + cache["misses"]
+            totals |= {f"cache_{name}": value for name, value in cache.items()}
+            totals["cache_hit_pct"] = 100 * cache["hits"] / asked if asked else 0.0
+        return totals
+
+    def close(self) -> None:
+        """End threads, forget slots, close files. May be called twice."""
+        self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def build_pipeline(
+    config: PipelineConfig,
+    *,
+    split: Split = "train",
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
+    num_epochs: int | None = None,
+) -> Pipeline:
+    """The pipeline of one split.
+
+    Args:
+        config: the whole configuration.
+        split: `train`, or `val`: then in order, every sample once, with evaluation's geometry.
+        device: where the model is; `prefetch.device=auto` follows it.
+        rank: which part of every global batch this process gets.
+        world_size: how many processes share a global batch.
+        num_epochs: epochs that will be asked for, if known, so that nothing is made ahead after the last one.
+    """
+    training = split == "train"
+    transforms = config.transforms.resolved() if training else config.transforms.evaluation()
+    source = open_source(config.data, split)
+    return assemble(
+        source,
+        config,
+        transforms=transforms,
+        sampler=make_sampler(config.loader.sampler if training else "sequential", source, config.seed),
+        device=torch.device(device),
+        name=split,
+        drop_last=config.loader.drop_last and training,
+        rank=rank,
+        world_size=world_size,
+        num_epochs=num_epochs,
+    )
+
+
+def open_source(data: Data, split: Split) -> Source:
+    """The samples of `split`. Synthetic data is generated first if it is not there."""
+    if isinstance(data, SyntheticData):
+        return open_synthetic(
+            str(data.root),
+            num_images=data.num_images,
+            num_classes=data.num_classes,
+            seed=data.seed,
+            split=split,
+            val_fraction=data.val_fraction,
+        )
+    if isinstance(data, FolderData):
+        return open_folder(data.root, split=split, val_fraction=data.val_fraction)
+    if isinstance(data, ManifestData):
+        return open_manifest(data.path, root=data.root, split=split, val_fraction=data.val_fraction)
+    if isinstance(data, TarData):
+        return open_tar(data.pattern, split=split, val_fraction=data.val_fraction)
+    if isinstance(data, Cifar10Data):
+        return open_cifar10(str(data.root), split=split, download=data.download)
+    raise TypeError(f"no source is known for {type(data).__name__}")
+
+
+def make_sampler(name: str, source: Source, seed: int) -> Sampler:
+    """The order named by `loader.sampler` over `source`."""
+    if name == "sequential":
+        return SequentialSampler(len(source))
+    if name == "shuffle":
+        return ShuffleSampler(len(source), seed)
+    weights = balanced_weights(source.labels) if name == "balanced" else getattr(source, "weights", None)
+    if weights is None:
+        raise ConfigError("loader.sampler=weighted needs weights; use data=manifest with a weight column")
+    return WeightedSampler(weights, seed)
+
+
+def assemble(
+    source: Source,
+    config: PipelineConfig,
+    *,
+    transforms: Transforms,
+    sampler: Sampler,
+    device: torch.device,
+    name: str,
+    drop_last: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+    num_epochs: int | None = None,
+    memory_format: str = "channels_last",
+    pin_memory: bool = False,
+) -> Pipeline:
+    """Put a pipeline together from an open source; `config.data` and `config.transforms` are not looked at."""
+    prefetch_device = _prefetch_device(config, device)
+    on_device = prefetch_device is not None and prefetch_device.type != "cpu"
+    num_workers = config.loader.resolved_num_workers(num_cores())
+    stats = Stats()
+    with ExitStack() as resources:
+        if hasattr(source, "close"):
+            resources.callback(source.close)
+        store = build_store(
+            source,
+            config.cache,
+            config.preload,
+            transforms,
+            num_threads=max(1, num_workers),
+            name=name,
+            resources=resources,
+        )
+        # Workers colour and normalise unless the batch goes to a device: bytes travel there in a quarter of the time.
+        transform = SampleTransform(transforms, normalise=not on_device, memory_format=memory_format)
+        sample = MakeSample(store.load, transform, where=source.where, stats=stats)
+        executor: Executor = SerialExecutor(sample)
+        if num_workers:
+            executor = ThreadExecutor(sample, num_workers=num_workers, in_flight=config.loader.prefetch_factor)
+        loader = Loader(
+            Order(
+                sampler=sampler,
+                labels=source.labels,
+                seed=config.seed,
+                batch_size=config.loader.batch_size,
+                num_draws=transform.num_draws,
+                rank=rank,
+                world_size=world_size,
+                drop_last=drop_last,
+                fingerprint=source.fingerprint(),
+            ),
+            executor,
+            row_shape=transform.row_shape,
+            row_dtype=transform.row_dtype,
+            channels_last=transform.row_shape[-1] == 3,
+            read_ahead=not isinstance(sampler, SequentialSampler),
+            num_epochs=num_epochs,
+            stats=stats,
+        )
+        resources.callback(loader.close)
+        prefetcher = None
+        stage = _device_stage(config, transforms, on_device=on_device)
+        if pin_memory and not on_device and torch.cuda.is_available():
+            # For a user who copies to the device himself: pages of torch's own allocator, never slots of ours.
+            prefetch_device, stage = torch.device("cpu"), Batch.pin_memory
+        if prefetch_device is not None:
+            prefetcher = PrefetchLoader(
+                loader, prefetch_device, num_batches=config.prefetch.num_batches, stage=stage
+            )
+            resources.callback(prefetcher.close)
+        return Pipeline(
+            source=source,
+            transforms=transforms,
+            store=store,
+            loader=loader,
+            prefetcher=prefetcher,
+            resources=resources.pop_all(),
+        )
+    raise AssertionError("unreachable: ExitStack passes exceptions on")
+
+
+def _prefetch_device(config: PipelineConfig, device: torch.device) -> torch.device | None:
+    wanted = config.prefetch.device
+    if wanted == "auto":
+        # On the CPU the loader's own workers are ahead already: another thread would only be in their way.
+        return device if device.type == "cuda" else None
+    if wanted == "none":
+        if config.prefetch.dtype != "float32":
+            raise ConfigError(f"prefetch.dtype={config.prefetch.dtype} needs prefetch=cpu or prefetch=cuda")
+        return None
+    return device if device.type == wanted else torch.device(str(wanted))
+
+
+def _device_stage(config: PipelineConfig, transforms: Transforms, *, on_device: bool) -> BatchStage | None:
+    dtype: torch.dtype = getattr(torch, config.prefetch.dtype)
+    if on_device:
+        transform = BatchTransform(transforms)
+        return lambda batch: batch.with_images(transform(batch.images, batch.draws, dtype))
+    if dtype is torch.float32:
+        return None
+    return lambda batch: batch.with_images(batch.images.to(dtype))

@@ -1,0 +1,171 @@
+"""config.cache + config.preload -> the callable that loads samples. A part of `build.py`, in a file of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache import LRUCache, PinnedCache
+from pipeline.cache.load import CachedLoad, Sample, sample_bytes
+from pipeline.cache.pack import PackFile, open_or_build
+from pipeline.config import Cache, Preload, Transforms
+from pipeline.decode import Scratch, decode, inspect
+from pipeline.machine import available_bytes
+from pipeline.preload import preload
+from pipeline.sources import Source
+from pipeline.transforms.geometry import limit_side
+from pipeline.transforms.sample import shrink_to
+
+GIB = 2**30
+HEADERS_READ = 32
+"""Images whose header is read to estimate how large all of them are when decoded."""
+
+_log = logging.getLogger(__name__)
+
+
+class Decoding:
+    """`load(id)` that gives pixels: RGB uint8 `(H, W, 3)`, the long side at most `max_side`."""
+
+    def __init__(self, read: Callable[[int], Sample], where: Callable[[int], str], max_side: int | None = None) -> None:
+        self._read = read
+        self._where = where
+        self._max_side = max_side
+
+    def __call__(self, id: int) -> NDArray[np.uint8]:
+        """Read and decode sample `id` into memory of its own."""
+        sample = self._read(id)
+        if not isinstance(sample, bytes):
+            return sample
+        try:
+            # New scratch for each image: the pixels are kept, so they must not view memory that is used again.
+            return shrink_to(decode(sample, inspect(sample), Scratch()), self._max_side)
+        except ValueError as error:
+            error.add_note(f"stage decode, sample id {id}, {self._where(id)}")
+            raise
+
+
+@dataclass(slots=True)
+class Store:
+    """Where samples are loaded from: the source itself, or a cache or pack before it."""
+
+    load: Callable[[int], Sample]
+    cache: LRUCache[int, Sample] | None = None
+    kind: str = "none"
+
+
+def build_store(
+    source: Source,
+    cache: Cache,
+    preloading: Preload,
+    transforms: Transforms,
+    *,
+    num_threads: int,
+    name: str,
+    resources: ExitStack,
+) -> Store:
+    """The store that the configuration asks for, preloaded if it says so.
+
+    Args:
+        source: what the store is filled from.
+        cache: the configuration's group.
+        preloading: the configuration's group.
+        transforms: their pixel options decide what a decoded store may keep.
+        num_threads: threads that preload.
+        name: what is preloaded, for the progress bar.
+        resources: closes a pack file.
+    """
+    if preloading.mode == "pack":
+        pack = _build_pack(source, preloading, num_threads=num_threads, name=name)
+        resources.callback(pack.close)
+        if cache.policy == "none":
+            return Store(pack, kind="pack")
+        read: Callable[[int], Sample] = pack
+    else:
+        read = source.read
+    if cache.policy == "none" and preloading.mode == "none":
+        return Store(read)
+    budget_bytes = _budget_bytes(cache)
+    kind = _resolve_kind(cache, source, transforms, budget_bytes)
+    load = Decoding(read, source.where, transforms.max_side) if kind == "decoded" else read
+    policy: type[LRUCache[int, Sample]] = LRUCache if cache.policy == "lru" else PinnedCache
+    kept = policy(cache.max_images, max_bytes=budget_bytes, size_of=sample_bytes)
+    cached = CachedLoad(load, kept)
+    if preloading.mode == "ram":
+        _fill(cached, len(source), cache, num_threads=num_threads, name=name)
+    return Store(cached, kept, kind)
+
+
+def _budget_bytes(cache: Cache) -> int:
+    free = available_bytes()
+    if cache.max_gib is None:
+        return free // 2
+    wanted = int(cache.max_gib * GIB)
+    if wanted > free:
+        raise ValueError(
+            f"cache.max_gib={cache.max_gib:g} is more than the {free / GIB:.1f} GiB that are free; "
+            "lower it, or use preload=pack"
+        )
+    return wanted
+
+
+def _resolve_kind(cache: Cache, source: Source, transforms: Transforms, budget_bytes: int) -> str:
+    if cache.store != "auto":
+        return str(cache.store)
+    if transforms.decode == "scaled":
+        return "encoded"
+    kept = len(source) if cache.max_images is None else min(len(source), cache.max_images)
+    needed_bytes = _mean_decoded_bytes(source, transforms) * kept
+    kind = "decoded" if needed_bytes <= budget_bytes else "encoded"
+    _log.info(
+        "cache.store=auto keeps %s samples: %d decoded ones need about %.1f GiB of %.1f",
+        kind,
+        kept,
+        needed_bytes / GIB,
+        budget_bytes / GIB,
+    )
+    return kind
+
+
+def _mean_decoded_bytes(source: Source, transforms: Transforms) -> float:
+    if not len(source):
+        return 0.0
+    sizes = []
+    for id in np.linspace(0, len(source) - 1, min(HEADERS_READ, len(source)), dtype=np.int64).tolist():
+        sample = source.read(id)
+        if isinstance(sample, bytes):
+            info = inspect(sample)
+            height, width = limit_side(info.height, info.width, transforms.max_side)
+            sizes.append(height * width * 3)
+        else:
+            sizes.append(sample.nbytes)
+    return float(np.mean(sizes))
+
+
+def _fill(load: CachedLoad, count: int, cache: Cache, *, num_threads: int, name: str) -> None:
+    kept = count if cache.max_images is None else min(count, cache.max_images)
+    for loaded, _ in enumerate(preload(load, kept, num_threads=num_threads, name=name), start=1):
+        if len(load.cache) < loaded:
+            raise ValueError(
+                f"preload=ram has room for {loaded - 1} of {kept} images of {name}; "
+                "raise cache.max_gib, use cache.store=encoded, or use preload=pack"
+            )
+
+
+def _build_pack(source: Source, preloading: Preload, *, num_threads: int, name: str) -> PackFile:
+    directory = Path(preloading.dir or "data/.packs")
+    key = hashlib.blake2b(source.content_key().encode(), digest_size=32).hexdigest()
+
+    def samples() -> Iterable[bytes]:
+        for sample in preload(source.read, len(source), num_threads=num_threads, name=name):
+            if not isinstance(sample, bytes):
+                raise ValueError("preload=pack keeps encoded images and this source has none; use preload=ram")
+            yield sample
+
+    return open_or_build(directory / f"{name}-{key[:16]}.pack", key, len(source), samples)

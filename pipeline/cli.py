@@ -1,0 +1,138 @@
+"""The door of `train.py` and `bench.py`: Hydra outside, checked dataclasses inside.
+
+A wrong configuration ends here, before torch is imported, with one line on stderr and exit code 2.
+`HYDRA_FULL_ERROR=1` shows where it comes from.
+"""
+
+import logging
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline._compat import HYDRA_MAIN, lazy_help_allowed
+from pipeline.config import BenchConfig, ConfigError, TrainConfig
+from pipeline.config.compose import to_config
+from pipeline.config.messages import one_line
+from pipeline.training.sweep_table import print_sweep, record_failure
+
+log = logging.getLogger(__name__)
+
+# What a program does with a checked configuration and its run directory; returns the number that sweeps optimise.
+Task = Callable[[Any, Path], float]
+
+# What the user asked for; read before this file sets it for Hydra.
+_SHOW_ALL = os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+class Door(Callback):
+    """Hydra calls it around runs; conf/train.yaml and conf/bench.yaml name it as `hydra/callbacks: headrace`."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Refuse a wrong configuration before Hydra writes into the run's directory."""
+        try:
+            to_config(config, cwd=config.hydra.runtime.cwd)
+        except ConfigError as error:
+            _refuse(error)
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Print the sweep's table; the exit code is 1 if a job failed."""
+        if print_sweep(Path(config.hydra.sweep.dir), program=config.hydra.job.name):
+            raise SystemExit(1)
+
+
+def hydra_main(program: str) -> Callable[[Task], Callable[[], None]]:
+    """`@hydra.main` for a task that takes dataclasses: `program` is the name of a primary file in conf/.
+
+    In a sweep a failing task is recorded as failed and the next one runs; otherwise its exception comes through.
+    """
+
+    def decorate(task: Task) -> Callable[[], None]:
+        started = False
+
+        def job(composed: DictConfig) -> float:
+            nonlocal started
+            started = True
+            return _run_task(task, composed, program)
+
+        def main() -> None:
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors in a form of its own and exits
+            hydra_program = hydra.main(config_path=str(conf_dir()), config_name=program, **HYDRA_MAIN)(job)
+            try:
+                with lazy_help_allowed():
+                    hydra_program()
+            except (HydraException, OmegaConfBaseException, ValueError) as error:
+                if started:
+                    raise
+                _refuse(error)
+
+        return main
+
+    return decorate
+
+
+def conf_dir() -> Path:
+    """Where the YAML groups are: in the package when installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def train() -> None:
+    """The console script `headrace-train`: train.py where there is no checkout."""
+
+    @hydra_main("train")
+    def main(cfg: TrainConfig, run_dir: Path) -> float:
+        from pipeline.training.run import train
+
+        return train(cfg, run_dir)
+
+    main()
+
+
+def bench() -> None:
+    """The console script `headrace-bench`: bench.py where there is no checkout."""
+
+    @hydra_main("bench")
+    def main(cfg: BenchConfig, run_dir: Path) -> float:
+        from pipeline.bench.trial import run_trial
+
+        return run_trial(cfg, run_dir)
+
+    main()
+
+
+def _run_task(task: Task, composed: DictConfig, program: str) -> float:
+    hydra_config = HydraConfig.get()
+    run_dir = Path(hydra_config.runtime.output_dir)
+    in_sweep = hydra_config.mode is RunMode.MULTIRUN
+    try:
+        return task(to_config(composed, cwd=hydra_config.runtime.cwd), run_dir)
+    except Exception as error:
+        record_failure(run_dir, error, program=program)
+        wrong_config = isinstance(error, ConfigError)
+        if in_sweep:
+            log.error(error if wrong_config else traceback.format_exc())
+            return math.nan  # Hydra 1.3 skips on_multirun_end, and so the table, if a job raises
+        if wrong_config:
+            _refuse(error)
+        raise
+
+
+def _refuse(error: Exception) -> NoReturn:
+    if _SHOW_ALL:
+        traceback.print_exception(error)
+    line = str(error) if isinstance(error, ConfigError) else one_line(error)
+    sys.stderr.write(line + "\n")
+    sys.exit(2)

@@ -1,0 +1,119 @@
+"""Where samples come from: one schema for each kind of source."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pipeline.config.checks import ConfigError, choice, flag, real, whole
+
+# The functional form, because `raise` is a keyword.
+OnError = StrEnum("OnError", {"raise": "raise", "skip": "skip", "replace": "replace"})
+
+
+@dataclass(kw_only=True)
+class Data:
+    """What all sources share."""
+
+    root: str | None = None
+    """Directory of the images; what null means is said by each kind of source."""
+    on_error: OnError = OnError["raise"]
+    """What a sample that cannot be decoded does: raise names it and stops, skip shortens its batch,
+    replace puts another sample in its place."""
+    max_bad_fraction: float = 0.1
+    """With skip or replace: the part of all samples, in [0, 1], that may be bad before the run ends."""
+    val_fraction: float = 0.1
+    """The part of all samples, in (0, 1), kept for evaluation if the source has no split of its own."""
+
+    def __post_init__(self) -> None:
+        self.on_error = choice("data.on_error", self.on_error, OnError)
+        self.max_bad_fraction = real(
+            "data.max_bad_fraction",
+            self.max_bad_fraction,
+            low=0,
+            high=1,
+            cure="0.1 allows one in ten",
+        )
+        self.val_fraction = real(
+            "data.val_fraction",
+            self.val_fraction,
+            low=0,
+            high=1,
+            low_open=True,
+            high_open=True,
+            cure="0.1 keeps one image in ten for evaluation",
+        )
+
+
+@dataclass(kw_only=True)
+class SyntheticData(Data):
+    """JPEG files of our own making, generated under `root` once and used again by later runs."""
+
+    root: str | None = "data/synthetic"
+    """Directory that the files are generated in; every size and seed gets its own directory below it."""
+    num_images: int
+    """How many images, training and evaluation together."""
+    num_classes: int = 10
+    """How many classes; images are spread over them evenly."""
+    seed: int = 0
+    """Which images: the same number gives the same files, whatever the top-level `seed` is."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.root is None:
+            raise ConfigError("data.root must be a directory, got null; data/synthetic is the usual one")
+        self.num_classes = whole("data.num_classes", self.num_classes, low=2, cure="10 is the usual number")
+        self.num_images = whole(
+            "data.num_images", self.num_images, low=2 * self.num_classes, cure="give every class two images"
+        )
+        self.seed = whole("data.seed", self.seed, low=0, cure="0 is the usual one")
+
+
+@dataclass(kw_only=True)
+class FolderData(Data):
+    """Any tree of class directories, or one with `train/` and `val/` above them."""
+
+    root: str = field()
+    """The directory. With `train/` and `val/` inside, `val_fraction` is not used."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.root is None:  # omegaconf fills a missing required field from the base class
+            raise ConfigError("data.root must be given; add data.root=DIR")
+
+
+@dataclass(kw_only=True)
+class ManifestData(Data):
+    """A CSV, TSV or JSONL file that lists images and their labels."""
+
+    root: str | None = None
+    """What the manifest's relative paths start from; null: the manifest's own directory."""
+    path: str
+    """The manifest. Columns `path` and `label`, and `split` if it brings its own."""
+
+
+@dataclass(kw_only=True)
+class TarData(Data):
+    """WebDataset shards: tar files in which an image and its label share a name."""
+
+    pattern: str
+    """The shards: a glob (`shards/*.tar`) or a brace list (`shards/train-{000..015}.tar`)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.root is not None:
+            raise ConfigError(f"data.root has no use for tar, got {self.root!r}; put it into data.pattern")
+
+
+@dataclass(kw_only=True)
+class Cifar10Data(Data):
+    """CIFAR-10's 60,000 images of 32x32, with its own split into training and evaluation."""
+
+    root: str | None = "data/cifar10"
+    """Directory that holds `cifar-10-batches-py`, or receives it."""
+    download: bool = False
+    """Fetch the archive (170 MB) when it is not there."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.root is None:
+            raise ConfigError("data.root must be a directory, got null; data/cifar10 is the usual one")
+        self.download = flag("data.download", self.download)

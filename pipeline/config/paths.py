@@ -1,0 +1,53 @@
+"""Inputs that a configuration names: found before anything slow starts."""
+
+from glob import glob
+from pathlib import Path
+
+from pipeline.config.checks import ConfigError
+from pipeline.config.data import Cifar10Data, FolderData, ManifestData, TarData
+from pipeline.config.root import PipelineConfig
+
+
+def make_paths_absolute(config: PipelineConfig, cwd: Path) -> None:
+    """Make the paths in `config` start from `cwd`, so that they mean the same wherever a run is moved to."""
+    for group, name in (
+        (config.data, "root"),
+        (config.data, "path"),
+        (config.data, "pattern"),
+        (config.preload, "dir"),
+    ):
+        path = getattr(group, name, None)
+        if path is not None:
+            setattr(group, name, str(cwd / Path(path).expanduser()))
+
+
+def check_paths(config: PipelineConfig) -> None:
+    """Raise ConfigError if an input that the run would read is not there."""
+    data = config.data
+    if isinstance(data, FolderData) and not Path(data.root).is_dir():
+        raise ConfigError(f"data.root is not a directory: {data.root}; give the one that holds the class directories")
+    if isinstance(data, ManifestData):
+        _check_manifest(data)
+    if isinstance(data, TarData):
+        _check_shards(data.pattern)
+    if isinstance(data, Cifar10Data) and not data.download and not Path(str(data.root)).is_dir():
+        raise ConfigError(
+            f"data.root is not a directory: {data.root}; add data.download=true to fetch CIFAR-10 into it"
+        )
+
+
+def _check_manifest(data: ManifestData) -> None:
+    if not Path(data.path).is_file():
+        raise ConfigError(f"data.path is not a file: {data.path}; give a CSV, TSV or JSONL manifest")
+    if data.root is not None and not Path(data.root).is_dir():
+        raise ConfigError(f"data.root is not a directory: {data.root}; use null for the manifest's own")
+
+
+def _check_shards(pattern: str) -> None:
+    """Check a glob as a whole, and of a brace list the directory: its shards are checked where it is expanded."""
+    if "{" in pattern:
+        directory = Path(pattern.partition("{")[0] + "x").parent
+        if not directory.is_dir():
+            raise ConfigError(f"data.pattern is in {directory}, which is not a directory; got {pattern}")
+    elif not glob(pattern):
+        raise ConfigError(f"data.pattern matches no file: {pattern}; give a glob such as shards/*.tar")

@@ -1,0 +1,68 @@
+"""A run as a whole: its name, its device, its length; and a benchmark's trials."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pipeline.config.checks import ConfigError, choice, nearest, whole
+
+PEERS = ("torch",)
+
+
+class Device(StrEnum):
+    """Where the network runs: the GPU if there is one (auto), or the one named."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run as a whole."""
+
+    name: str | None = None
+    """Fixes the directory, `outputs/train/NAME`; null: date and time."""
+    device: Device = Device.auto
+    """Where the network runs."""
+    seed: int = 0
+    """Seed of the network's first weights; batches follow the top-level `seed`."""
+    num_threads: int | None = None
+    """torch's threads within an operation; null: the cores that the loader's workers leave, at least 1."""
+    max_steps: int | None = None
+    """Stop after so many steps in all; null: after the last epoch."""
+    eval_every: int = 1
+    """Epochs between two evaluations; the last epoch is always evaluated."""
+
+    def __post_init__(self) -> None:
+        self.device = choice("run.device", self.device, Device)
+        self.seed = whole("run.seed", self.seed, low=0, cure="0 is the usual one")
+        self.eval_every = whole("run.eval_every", self.eval_every, low=1, cure="1 is after every epoch")
+        if self.num_threads is not None:
+            self.num_threads = whole("run.num_threads", self.num_threads, low=1, cure="null chooses it")
+        if self.max_steps is not None:
+            self.max_steps = whole("run.max_steps", self.max_steps, low=1, cure="null runs every epoch")
+        if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name):
+            raise ConfigError(f"run.name must name one directory, got {self.name!r}; leave out any /")
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """How a trial of `bench.py` is measured."""
+
+    warmup: int = 10
+    """Batches made and thrown away before the clock starts."""
+    repeats: int = 3
+    """Timed passes; the median is reported, with the least and the greatest."""
+    batches: int | None = 50
+    """Batches in a timed pass; null: a whole epoch."""
+    compare: list[str] = field(default_factory=list)
+    """Peers measured on the same files in the same trial, in alternation: torch (its DataLoader)."""
+
+    def __post_init__(self) -> None:
+        self.warmup = whole("bench.warmup", self.warmup, low=0, cure="0 times the first batch as well")
+        self.repeats = whole("bench.repeats", self.repeats, low=1, cure="3 is the usual one")
+        if self.batches is not None:
+            self.batches = whole("bench.batches", self.batches, low=1, cure="null times a whole epoch")
+        for peer in self.compare:
+            if peer not in PEERS:
+                raise ConfigError(f"bench.compare has no choice {peer!r}; {nearest(peer, PEERS)}")

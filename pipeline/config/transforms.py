@@ -1,0 +1,133 @@
+"""What is done to pixels: everything that changes them is here and nowhere else."""
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Self
+
+from pipeline.config.checks import ConfigError, choice, real, whole
+
+
+class Augment(StrEnum):
+    """Evaluation's resize and centre crop (none), or random crop and flip with more and more colour jitter."""
+
+    none = "none"
+    light = "light"
+    standard = "standard"
+    heavy = "heavy"
+
+
+class Decode(StrEnum):
+    """Decode every pixel (full), or at 1/2, 1/4 or 1/8 where the crop is that much larger than `size`."""
+
+    full = "full"
+    scaled = "scaled"
+
+
+class Resize(StrEnum):
+    """Pillow's antialiased result (exact), one within a level of it in less time (fast), or auto."""
+
+    auto = "auto"
+    exact = "exact"
+    fast = "fast"
+
+
+# What each name means in colours and geometry; `Transforms.named` and conf/transforms/*.yaml agree on it.
+_NAMED: dict[Augment, dict[str, Any]] = {
+    Augment.none: {"flip": 0.0},
+    Augment.light: {},
+    Augment.standard: {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4},
+    Augment.heavy: {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.1},
+}
+
+
+@dataclass(kw_only=True)
+class Transforms:
+    """From a decoded image to the model's input.
+
+    With `augment` none nothing is drawn: `scale`, `ratio`, `flip` and the colours are not used.
+    """
+
+    augment: Augment = Augment.light
+    """Which kind; `Transforms.named` and `transforms=NAME` also set the values that belong to it."""
+    size: int = 224
+    """Height and width of the result, in pixels."""
+    decode: Decode = Decode.full
+    """How many pixels are decoded."""
+    resize: Resize = Resize.auto
+    """How images are resized; auto: fast when augmenting, exact when not."""
+    max_side: int | None = None
+    """Longest side, in pixels, that an image is reduced to before anything else; null: as it is."""
+    scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
+    """Least and greatest area of the random crop, as a part of the image's."""
+    ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    """Least and greatest width / height of the random crop."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    brightness: float = 0.0
+    """Colour jitter as torchvision's ColorJitter defines it, drawn from [1 - value, 1 + value]; 0 is off."""
+    contrast: float = 0.0
+    """As `brightness`."""
+    saturation: float = 0.0
+    """As `brightness`."""
+    hue: float = 0.0
+    """Shift drawn from [-hue, hue], in turns of the colour circle, at most 0.5; 0 is off."""
+    resize_ratio: float = 256 / 224
+    """Evaluation: the short side becomes `round(size * resize_ratio)`, then the centre is cropped."""
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    """Mean of R, G, B, of pixels in [0, 1]; ImageNet's."""
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    """Standard deviation of R, G, B, of pixels in [0, 1]; ImageNet's."""
+
+    def __post_init__(self) -> None:
+        self.augment = choice("transforms.augment", self.augment, Augment)
+        self.decode = choice("transforms.decode", self.decode, Decode)
+        self.resize = choice("transforms.resize", self.resize, Resize)
+        self.size = whole("transforms.size", self.size, low=8, cure="64 and 224 are the usual ones")
+        if self.max_side is not None:
+            self.max_side = whole(
+                "transforms.max_side", self.max_side, low=self.size, cure="at least transforms.size, or null"
+            )
+        self.scale = _interval("transforms.scale", self.scale, high=1.0)
+        self.ratio = _interval("transforms.ratio", self.ratio, high=100.0)
+        self.flip = real("transforms.flip", self.flip, low=0, high=1, cure="0 never flips")
+        for name in ("brightness", "contrast", "saturation"):
+            setattr(self, name, real(f"transforms.{name}", getattr(self, name), low=0, cure="0 is off"))
+        self.hue = real("transforms.hue", self.hue, low=0, high=0.5, cure="0 is off")
+        self.resize_ratio = real(
+            "transforms.resize_ratio", self.resize_ratio, low=1, cure="1 crops nothing off the short side"
+        )
+        self.mean = _channels("transforms.mean", self.mean, low_open=False)
+        self.std = _channels("transforms.std", self.std, low_open=True)
+
+    @classmethod
+    def named(cls, augment: Augment | str, **changes: Any) -> Self:
+        """The values that `transforms=NAME` stands for on the command line, with `changes` to some fields."""
+        name = choice("transforms.augment", augment, Augment)
+        return cls(**{"augment": name, **_NAMED[name], **changes})
+
+    def evaluation(self) -> Self:
+        """A copy for evaluation: no draw, every pixel decoded, the exact resize."""
+        return replace(self, augment=Augment.none, decode=Decode.full, resize=Resize.exact)
+
+    def resolved(self) -> Self:
+        """A copy in which `resize` is exact or fast."""
+        if self.resize is not Resize.auto:
+            return replace(self)
+        return replace(self, resize=Resize.exact if self.augment is Augment.none else Resize.fast)
+
+
+def _interval(key: str, value: list[float], *, high: float) -> list[float]:
+    if len(value) != 2:
+        raise ConfigError(f"{key} must be two numbers, least and greatest, got {list(value)}")
+    least, greatest = (
+        real(key, bound, low=0, high=high, low_open=True, cure="give least and greatest") for bound in value
+    )
+    if least > greatest:
+        raise ConfigError(f"{key} must be least, then greatest, got {list(value)}; swap them")
+    return [least, greatest]
+
+
+def _channels(key: str, value: list[float], *, low_open: bool) -> list[float]:
+    if len(value) != 3:
+        raise ConfigError(f"{key} must be three numbers, for R, G and B, got {list(value)}")
+    return [real(key, channel, low=0, high=1, low_open=low_open, cure="pixels are in [0, 1]") for channel in value]

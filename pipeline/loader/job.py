@@ -1,0 +1,87 @@
+"""One batch in the making, and the tasks that make it."""
+
+from __future__ import annotations
+
+import threading
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.loader.order import Plan
+
+
+class SampleFunction(Protocol):
+    """Makes one sample. Called by several threads at once; must write every element of `row`."""
+
+    def __call__(self, id: int, draws: NDArray[np.float64], row: NDArray[np.generic]) -> None:
+        """Read sample `id` and write it into `row`, a row of a slot, using only `draws` for randomness."""
+
+
+class Job:
+    """A planned batch, the slot it is written into, and what is still to be done.
+
+    The slot may be used again only after `wait` returned: a cancelled job's last tasks may still be writing.
+    """
+
+    __slots__ = ("_done", "_lock", "_remaining", "cancelled", "failures", "ids", "plan", "rows", "slot")
+
+    def __init__(self, plan: Plan, slot: int, rows: NDArray[np.generic]) -> None:
+        self.plan = plan
+        self.slot = slot
+        self.rows = rows
+        self.ids: list[int] = plan.ids.tolist()
+        self.failures: list[tuple[int, BaseException]] = []
+        self.cancelled = False
+        self._remaining = 0
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+
+    def split(self, rows_per_task: int) -> list[Task]:
+        """The tasks that make this batch; a job without rows is done at once."""
+        starts = range(0, len(self.ids), rows_per_task)
+        self._remaining = len(starts)
+        if not starts:
+            self._done.set()
+        return [Task(self, start, min(start + rows_per_task, len(self.ids))) for start in starts]
+
+    def finish_task(self) -> None:
+        """Called once by every task, however it ended."""
+        with self._lock:
+            self._remaining -= 1
+            last = self._remaining == 0
+        if last:
+            self._done.set()
+
+    def wait(self) -> None:
+        """Return when no task of this job runs or will run."""
+        self._done.wait()
+
+    def first_failure(self) -> BaseException | None:
+        """The failure at the lowest row, forgotten here: its traceback refers back to this job."""
+        failures, self.failures = self.failures, []
+        return min(failures, key=lambda failure: failure[0])[1] if failures else None
+
+
+class Task(NamedTuple):
+    """A few rows of one batch: small enough that one slow image does not hold the others up."""
+
+    job: Job
+    start: int
+    stop: int
+
+    def run(self, sample: SampleFunction) -> None:
+        """Make the rows up to the first that fails; its error is kept for the consumer, who meets it in order.
+
+        Other tasks of the batch go on: which error the consumer sees must not depend on who was faster.
+        """
+        job = self.job
+        row = self.start
+        try:
+            while row < self.stop and not job.cancelled:
+                sample(job.ids[row], job.plan.draws[row], job.rows[row])
+                row += 1
+        except BaseException as error:  # whatever it is, it belongs to the loop, not to this thread
+            job.failures.append((row, error))
+        finally:
+            job.finish_task()

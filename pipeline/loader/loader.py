@@ -1,0 +1,263 @@
+"""ids -> filled batches, in order."""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike
+
+from pipeline.loader.batch import Batch
+from pipeline.loader.executors import Executor
+from pipeline.loader.job import Job
+from pipeline.loader.order import Order
+from pipeline.loader.slots import SlotRing
+from pipeline.loader.state import make_state, resume_point
+from pipeline.stats import Stats
+
+
+class Loader:
+    """Yields the batches of `order`, made by `executor` in reusable slots.
+
+    Each `iter()` begins the next epoch, or continues a loaded state; an epoch left by `break` counts as begun. There is
+    one iterator at a time. With `read_ahead` the first batches of the next epoch are made while the last ones of this
+    epoch are consumed, so that there is no gap between epochs.
+
+    A failure of a sample surfaces as itself at its batch's turn and ends that epoch's iterator.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        executor: Executor,
+        *,
+        row_shape: tuple[int, ...],
+        row_dtype: DTypeLike,
+        channels_last: bool = True,
+        read_ahead: bool = False,
+        num_epochs: int | None = None,
+        stats: Stats | None = None,
+    ) -> None:
+        """Take ownership of `executor`.
+
+        Args:
+            order: which samples stand in which batch.
+            executor: makes the batches; closed by `close`.
+            row_shape: one sample in a slot, `(H, W, 3)` when `channels_last`, else `(3, H, W)`.
+            row_dtype: element type of the images.
+            channels_last: yield slots as channels-last `(B, 3, H, W)` views; else as they are.
+            read_ahead: begin the next epoch before it is asked for.
+            num_epochs: the known number of epochs, after which nothing is read ahead; None when unknown.
+            stats: counters to fill; new ones when None.
+        """
+        self.order = order
+        self.stats_counters = stats if stats is not None else Stats()
+        self._executor = executor
+        self._channels_last = channels_last
+        self._row = (row_shape, row_dtype)
+        self._read_ahead = read_ahead and executor.num_workers > 0
+        self._num_epochs = num_epochs
+        self._ring = self._make_ring()
+        self._pending: deque[Job] = deque()
+        self._to_plan: tuple[int, int] | None = None
+        self._upcoming = (0, 0)  # where the next iterator begins
+        self._handed = (0, 0)  # the first batch the consumer has not had
+        self._live: weakref.ref[_Epoch] | None = None
+        self._pid = os.getpid()
+        self._finalizer = weakref.finalize(self, executor.close)
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Begin the next epoch. RuntimeError when another iterator is live, or after `close`."""
+        self._check_usable()
+        live = self._live() if self._live else None
+        if live is not None and not live.finished:
+            raise RuntimeError(
+                "this loader already has a live iterator; drop that one first, "
+                "or call set_epoch(epoch) to abandon it and begin that epoch"
+            )
+        epoch, step = self._upcoming
+        iterator = _Epoch(self, epoch, step)
+        self._live = weakref.ref(iterator)
+        self._upcoming = (epoch + 1, 0)
+        self._handed = (epoch, step)
+        ahead = self._pending[0].plan if self._pending else None
+        if ahead is None or (ahead.epoch, ahead.step) != (epoch, step):
+            self._abandon_pending()
+            self._to_plan = (epoch, step) if step < len(self) else None
+        if self._executor.num_workers:
+            self._submit_ahead()
+        return iterator
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make `epoch` the next one; optional, since every `iter()` counts on by itself.
+
+        A live iterator is abandoned, and batches made ahead for another epoch are discarded.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch must be >= 0, got {epoch}")
+        self._check_usable()
+        self._live = None
+        if self._upcoming != (epoch, 0):
+            self._abandon_pending()
+            self._upcoming = (epoch, 0)
+        self._handed = (epoch, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the consumer stands: counts batches handed over, not batches fetched ahead."""
+        return self.state_at(*self._handed)
+
+    def state_at(self, epoch: int, step: int) -> dict[str, Any]:
+        """The state of a consumer who has had every batch before `(epoch, step)`."""
+        return make_state(self.order, epoch, step)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next iterator continue where `state` was taken. ValueError if it belongs to another order.
+
+        The global batch size of the state is kept: under another world size the batch size per rank changes.
+        """
+        self._check_usable()
+        self._live = None
+        self._abandon_pending()
+        epoch, step, batch_size = resume_point(state, self.order)
+        if batch_size != self.order.batch_size:
+            self.order = replace(self.order, batch_size=batch_size)
+            self._ring = self._make_ring()
+        self._upcoming = self._handed = (epoch, step)
+
+    def close(self) -> None:
+        """End workers and forget slots. Batches already handed over stay valid. May be called twice."""
+        self._live = None
+        for job in self._pending:
+            job.cancelled = True
+        self._finalizer()
+        self._pending.clear()
+
+    @property
+    def upcoming(self) -> tuple[int, int]:
+        """`(epoch, step)` at which the next iterator begins."""
+        return self._upcoming
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that make batches; 0 when the consumer's thread does."""
+        return self._executor.num_workers
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per rank in a full batch."""
+        return self.order.batch_size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _make_ring(self) -> SlotRing:
+        shape, dtype = self._row
+        return SlotRing(shape, dtype, self.order.batch_size, in_flight=self._executor.in_flight)
+
+    def _check_usable(self) -> None:
+        if not self._finalizer.alive:
+            raise RuntimeError("close() was already called on this loader")
+        if os.getpid() != self._pid:
+            raise RuntimeError("this loader belongs to the process that made it; make one after the fork instead")
+
+    def _after(self, epoch: int, step: int) -> tuple[int, int] | None:
+        if step + 1 < len(self):
+            return epoch, step + 1
+        known_last = self._num_epochs is not None and epoch + 1 >= self._num_epochs
+        return (epoch + 1, 0) if self._read_ahead and not known_last else None
+
+    def _submit_ahead(self) -> None:
+        while self._to_plan and len(self._pending) < self._executor.in_flight:
+            plan = self.order.plan(*self._to_plan)
+            slot = self._ring.take()
+            job = Job(plan, slot, self._ring.rows(slot, len(plan.ids)))
+            self._pending.append(job)
+            self._to_plan = self._after(*self._to_plan)
+            self._executor.submit(job)
+
+    def _abandon_pending(self) -> None:
+        for job in self._pending:
+            job.cancelled = True
+        while self._pending:
+            job = self._pending[0]
+            job.wait()  # a slot may be written to until its last task has ended
+            self._pending.popleft()
+            self._ring.give_back(job.slot)
+        self._to_plan = None
+
+    def _next_batch(self) -> Batch:
+        began = time.perf_counter()
+        self._check_usable()
+        self._submit_ahead()
+        job = self._pending[0]
+        job.wait()
+        if job.cancelled:
+            raise RuntimeError("the loader was closed while a batch was waited for")
+        self._pending.popleft()
+        if failure := job.first_failure():
+            self._ring.give_back(job.slot)
+            raise failure
+        batch = self._hand_over(job, began)
+        if self._executor.num_workers:
+            self._submit_ahead()
+        return batch
+
+    def _hand_over(self, job: Job, began: float) -> Batch:
+        plan = job.plan
+        rows, copied = self._ring.lend(job.slot, len(plan.ids))
+        images = torch.from_numpy(rows)
+        labels = torch.from_numpy(np.ascontiguousarray(plan.labels))
+        self._handed = (plan.epoch, plan.step + 1)
+        self.stats_counters.handed_over(len(plan.ids), time.perf_counter() - began, copied=copied)
+        return Batch(
+            images.permute(0, 3, 1, 2) if self._channels_last else images,
+            labels,
+            ids=torch.from_numpy(plan.ids),
+            epoch=plan.epoch,
+            step=plan.step,
+            draws=plan.draws,
+        )
+
+
+class _Epoch:
+    """The one live iterator of a loader."""
+
+    def __init__(self, loader: Loader, epoch: int, step: int) -> None:
+        self.finished = False
+        self._loader = loader
+        self._epoch = epoch
+        self._step = step
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        if self.finished:
+            raise StopIteration
+        loader = self._loader
+        if loader._live is None or loader._live() is not self:
+            raise RuntimeError("this iterator was abandoned by close(), set_epoch() or load_state_dict()")
+        if self._step >= len(loader):
+            self.finished = True
+            raise StopIteration
+        try:
+            batch = loader._next_batch()
+        except Exception:
+            self.finished = True
+            raise
+        self._step += 1
+        return batch

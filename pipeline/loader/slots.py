@@ -1,0 +1,88 @@
+"""Reusable memory that batches are decoded straight into.
+
+A slot is lent out as a NumPy array and comes back by itself when the last tensor that views it is collected, so a
+consumer who keeps batches is always safe and one who does not never causes a page fault. Three rules, each learnt by
+breaking it:
+
+- The finalizer sits on the very array given to `torch.from_numpy`. NumPy collapses `.base` chains, so a finalizer on an
+  array that is sliced afterwards fires while the slice still lives.
+- The finalizer only puts a number into a `SimpleQueue`, whose `put` is re-entrant: garbage collection may run it inside
+  any other call, one that holds a lock included.
+- It has `atexit = False`: at interpreter exit there is nobody left to use the slot again.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from queue import Empty, SimpleQueue
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+
+class SlotRing:
+    """Slots of equal size, made when first needed.
+
+    At most `in_flight` slots are being filled; a consumer may hold `in_flight + 2` batches as views of slots, and gets a
+    private copy of any batch beyond (`lend` says so), so the ring never grows above `2 * in_flight + 2` slots.
+    """
+
+    def __init__(self, row_shape: tuple[int, ...], dtype: DTypeLike, rows: int, *, in_flight: int) -> None:
+        """Describe the slots: `rows` rows of `row_shape`, of `dtype`. Allocates nothing yet."""
+        self._row_shape = row_shape
+        self._dtype = np.dtype(dtype)
+        self._slot_bytes = rows * math.prod(row_shape) * self._dtype.itemsize
+        self._max_lent = in_flight + 2
+        self._memory: list[NDArray[np.uint8]] = []
+        self._free: SimpleQueue[int] = SimpleQueue()
+        self._filling = 0
+
+    @property
+    def num_slots(self) -> int:
+        """How many slots exist."""
+        return len(self._memory)
+
+    @property
+    def num_lent(self) -> int:
+        """How many slots the consumer still references."""
+        return self.num_slots - self._free.qsize() - self._filling
+
+    @property
+    def slot_bytes(self) -> int:
+        """Size of one slot."""
+        return self._slot_bytes
+
+    def take(self) -> int:
+        """A slot to fill; a free one if there is one, else a new one."""
+        try:
+            slot = self._free.get_nowait()
+        except Empty:
+            slot = len(self._memory)
+            self._memory.append(np.empty(self._slot_bytes, np.uint8))
+        self._filling += 1
+        return slot
+
+    def give_back(self, slot: int) -> None:
+        """Return a slot that was taken but not lent. Every writer must have finished."""
+        self._filling -= 1
+        self._free.put(slot)
+
+    def rows(self, slot: int, count: int) -> NDArray[np.generic]:
+        """A new array `(count, *row_shape)` over the slot's memory."""
+        return np.ndarray((count, *self._row_shape), self._dtype, buffer=self._memory[slot].data)
+
+    def lend(self, slot: int, count: int) -> tuple[NDArray[np.generic], bool]:
+        """The filled slot's first `count` rows for the consumer, and whether they were copied to private memory.
+
+        Give the array to `torch.from_numpy` as it is: the slot returns when this very array is collected.
+        """
+        rows = self.rows(slot, count)
+        if self.num_lent >= self._max_lent:
+            rows = rows.copy()
+            self.give_back(slot)
+            return rows, True
+        self._filling -= 1
+        finalizer = weakref.finalize(rows, self._free.put, slot)
+        finalizer.atexit = False
+        return rows, False

@@ -1,0 +1,81 @@
+"""EXIF orientation: which way up a camera held its picture, read from the JPEG header and applied to pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+_EXIF = b"Exif\0\0"
+_ORIENTATION_TAG = 0x0112
+_SHORT = 3  # TIFF's number for a 16-bit field, the only type the tag may have
+_APP1, START_OF_SCAN = 0xE1, 0xDA
+
+# What brings the stored rows upright; 5 and 7 are a transposition, alone or followed by a half turn.
+_ROTATIONS = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
+_FLIPS = {2: 1, 4: 0}
+
+
+def swaps_sides(orientation: int) -> bool:
+    """Whether an image stored with `orientation` is seen with width and height exchanged."""
+    return orientation >= 5
+
+
+def mirrored_axes(orientation: int) -> tuple[bool, bool]:
+    """Whether rows and columns, as seen, run against the stored axis that they come from."""
+    return orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+
+
+def read_orientation(jpeg: bytes) -> int:
+    """Orientation 1 to 8 from the header of `jpeg`; 1 when there is none or it cannot be read."""
+    position = 2
+    while position + 4 <= len(jpeg) and jpeg[position] == 0xFF:
+        marker = jpeg[position + 1]
+        if marker == START_OF_SCAN:
+            break
+        if marker == 0xFF:  # padding before a marker
+            position += 1
+            continue
+        end = position + 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
+        if marker == _APP1 and jpeg[position + 4 : position + 10] == _EXIF:
+            return _tiff_orientation(jpeg[position + 10 : end])
+        position = end
+    return 1
+
+
+def _tiff_orientation(tiff: bytes) -> int:
+    """The orientation entry of the first directory of `tiff`, EXIF's payload."""
+    order: Any = {b"II": "little", b"MM": "big"}.get(tiff[:2])
+    if order is None:
+        return 1
+
+    def number(start: int, num_bytes: int) -> int:
+        return int.from_bytes(tiff[start : start + num_bytes], order)
+
+    directory = number(4, 4)
+    for entry in range(directory + 2, directory + 2 + 12 * number(directory, 2), 12):
+        if entry + 12 > len(tiff):
+            break
+        if number(entry, 2) == _ORIENTATION_TAG:
+            value = number(entry + 8, 2)
+            return value if number(entry + 2, 2) == _SHORT and 1 <= value <= 8 else 1
+    return 1
+
+
+def upright(pixels: NDArray[np.uint8], orientation: int, out: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Write the stored `pixels` (H, W, 3), turned and mirrored as `orientation` 2 to 8 says, into `out`.
+
+    `out` is uint8, (W, H, 3) for 5 to 8 and (H, W, 3) otherwise, and shares no memory with `pixels`.
+    """
+    if orientation in _ROTATIONS:
+        turned = cv2.rotate(pixels, _ROTATIONS[orientation], dst=out)
+    elif orientation in _FLIPS:
+        turned = cv2.flip(pixels, _FLIPS[orientation], dst=out)
+    else:
+        turned = cv2.transpose(pixels, dst=out)
+        if orientation == 7:
+            turned = cv2.flip(out, -1, dst=out)
+    assert np.may_share_memory(turned, out), "OpenCV did not write into the buffer that it was given"
+    return out

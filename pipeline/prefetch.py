@@ -1,0 +1,282 @@
+"""Keeps the next batches ready on the device. The only file that makes or waits on CUDA streams.
+
+A thread pulls batches from a loader, moves them, and queues them. On CUDA every copy runs on one side stream, and three
+things keep it right, each with a test that fails without it:
+
+- the consumer's stream waits for the copy's event before it touches the batch;
+- `record_stream` tells the allocator that the consumer's stream uses memory that the side stream allocated, so that a
+  batch dropped by the consumer is not handed out again while its kernels still run;
+- the copy reads page-locked memory that torch's own allocator guards until the copy has happened.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sized
+from contextlib import AbstractContextManager, nullcontext
+from queue import SimpleQueue
+from typing import Any, NamedTuple, Protocol, Self, cast
+
+import torch
+from torch import Tensor
+
+from pipeline.loader.batch import Batch
+
+BatchStage = Callable[[Any], Any]
+"""Work on a batch that is on the device; runs on the side stream."""
+
+
+class Streams(Protocol):
+    """The four things a prefetcher asks of a device."""
+
+    def side(self) -> AbstractContextManager[Any]:
+        """Work issued inside runs on the side stream."""
+
+    def move(self, tensor: Tensor) -> Tensor:
+        """Begin the copy of a CPU tensor to the device."""
+
+    def record(self) -> Any:
+        """An event after everything issued on the side stream so far."""
+
+    def wait(self, event: Any) -> None:
+        """Let the consumer's current stream wait for `event`."""
+
+    def keep(self, tensor: Tensor) -> None:
+        """Guard the tensor's memory until the consumer's current stream is done with it."""
+
+
+class CpuStreams:
+    """No streams: the batch stays where it is."""
+
+    def side(self) -> AbstractContextManager[Any]:
+        """Nothing to enter."""
+        return nullcontext()
+
+    def move(self, tensor: Tensor) -> Tensor:
+        """The tensor itself."""
+        return tensor.cpu()
+
+    def record(self) -> None:
+        """Nothing to wait for."""
+
+    def wait(self, event: Any) -> None:
+        """Nothing to wait for."""
+
+    def keep(self, tensor: Tensor) -> None:
+        """Nothing to guard."""
+
+
+class CudaStreams:
+    """One side stream for the life of the prefetcher, on `device` only: no other device's context is created."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Make the side stream. RuntimeError when this machine has no such CUDA device."""
+        if not torch.cuda.is_available():
+            raise RuntimeError("prefetch.device=cuda needs a CUDA device and torch sees none; use auto, cpu or none")
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    def side(self) -> AbstractContextManager[Any]:
+        """Make the side stream current in the calling thread."""
+        return cast(AbstractContextManager[Any], torch.cuda.stream(self._stream))
+
+    def move(self, tensor: Tensor) -> Tensor:
+        """Copy by way of page-locked memory; torch's host allocator keeps that until the copy is over."""
+        pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+        return pinned.to(self._device, non_blocking=True)
+
+    def record(self) -> torch.cuda.Event:
+        """An event on the side stream."""
+        return cast(torch.cuda.Event, self._stream.record_event())
+
+    def wait(self, event: torch.cuda.Event) -> None:
+        """Order the consumer's current stream after `event`; the host does not wait."""
+        torch.cuda.current_stream(self._device).wait_event(event)
+
+    def keep(self, tensor: Tensor) -> None:
+        """`record_stream` on the consumer's current stream."""
+        tensor.record_stream(torch.cuda.current_stream(self._device))
+
+
+def streams_for(device: torch.device | str) -> Streams:
+    """The streams of `device`. ValueError for a device type that has none here."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return CudaStreams(device)
+    if device.type == "cpu":
+        return CpuStreams()
+    raise ValueError(f"prefetch.device must be cpu or cuda, got {device}")
+
+
+class _Ready(NamedTuple):
+    batch: Any
+    event: Any
+
+
+class _Failed(NamedTuple):
+    error: BaseException
+
+
+class _Pull:
+    """The thread of one epoch: loader -> device -> queue, at most `num_batches` ahead of the consumer."""
+
+    def __init__(self, source: Iterator[Any], streams: Streams, stage: BatchStage | None, num_batches: int) -> None:
+        self.ready: SimpleQueue[_Ready | _Failed | None] = SimpleQueue()
+        self._room = threading.Semaphore(num_batches)
+        self._stopping = False
+        self._thread = threading.Thread(
+            target=self._run, args=(source, streams, stage), name="headrace-prefetch", daemon=True
+        )
+        self._thread.start()
+
+    def took_one(self) -> None:
+        """The consumer has room for one more."""
+        self._room.release()
+
+    def stop(self) -> None:
+        """End the thread and drop what it made."""
+        self._stopping = True
+        self._room.release()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self, source: Iterator[Any], streams: Streams, stage: BatchStage | None) -> None:
+        try:
+            while True:
+                self._room.acquire()
+                if self._stopping:
+                    return
+                batch = next(source, None)
+                if batch is None:
+                    break
+                with streams.side():
+                    batch = map_tensors(streams.move, batch)
+                    if stage is not None:
+                        batch = stage(batch)
+                    self.ready.put(_Ready(batch, streams.record()))
+                del batch
+        except BaseException as error:
+            self.ready.put(_Failed(error))
+        else:
+            self.ready.put(None)
+
+
+class PrefetchLoader:
+    """Any loader of (nested) tensors, with the next batches already on `device`.
+
+    `for batch in PrefetchLoader(loader, device)` yields what `loader` yields, with every tensor on `device`: tuples,
+    named tuples, lists, dicts and `Batch` keep their type. A batch may be kept for as long as wanted. Breaking off early
+    is fine. On the CPU the same thread works ahead and the tensors are the loader's own.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        device: torch.device | str,
+        *,
+        num_batches: int = 2,
+        stage: BatchStage | None = None,
+        streams: Streams | None = None,
+    ) -> None:
+        """Wrap `loader`, which stays the caller's to close.
+
+        Args:
+            loader: an iterable of batches; its `len` and attributes show through.
+            device: where batches are wanted, `cpu` or `cuda[:n]`.
+            num_batches: batches ready or being made ahead of the consumer.
+            stage: work on every batch once it is on the device, ordered before the consumer.
+            streams: how copies are ordered; by default what `device` needs.
+        """
+        if num_batches < 1:
+            raise ValueError(f"prefetch.num_batches must be >= 1, got {num_batches}")
+        self.loader = loader
+        self.device = torch.device(device)
+        self.wait_s = 0.0
+        self._stage = stage
+        self._num_batches = num_batches
+        self._streams = streams if streams is not None else streams_for(self.device)
+        self._pull: _Pull | None = None
+        self._live: weakref.ref[Iterator[Any]] | None = None
+        self._stop_pull: weakref.finalize[..., Any] | None = None
+        self._closed = False
+
+    def __len__(self) -> int:
+        """The loader's length."""
+        return len(cast(Sized, self.loader))
+
+    def __getattr__(self, name: str) -> Any:
+        """The loader's attributes: `dataset`, `batch_size`, `sampler`, `set_epoch`, ..."""
+        if name == "loader":
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Begin the loader's next epoch. RuntimeError when another iterator is live, or after `close`."""
+        if self._closed:
+            raise RuntimeError("close() was already called on this prefetcher")
+        if self._live is not None and self._live() is not None:
+            raise RuntimeError(
+                "this prefetcher already has a live iterator; drop that one first, or call stop() to abandon it"
+            )
+        self.stop()
+        pull = self._pull = _Pull(iter(self.loader), self._streams, self._stage, self._num_batches)
+        self._stop_pull = weakref.finalize(self, pull.stop)
+        iterator = self._batches(pull)
+        self._live = weakref.ref(iterator)
+        return iterator
+
+    def stop(self) -> None:
+        """End the thread of the epoch in progress, if any; the next `iter()` begins another."""
+        self._live = None
+        if self._stop_pull is not None:
+            self._stop_pull()
+        self._pull = self._stop_pull = None
+
+    def close(self) -> None:
+        """Stop for good; the wrapped loader stays open. May be called twice."""
+        self.stop()
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _batches(self, pull: _Pull) -> Iterator[Any]:
+        while pull is self._pull:
+            began = time.perf_counter()
+            item = pull.ready.get()
+            self.wait_s += time.perf_counter() - began
+            if item is None or isinstance(item, _Failed):
+                self.stop()
+                if item is not None:
+                    raise item.error
+                return
+            pull.took_one()
+            self._streams.wait(item.event)
+            map_tensors(self._keep, item.batch)
+            yield item.batch
+            del item
+        raise RuntimeError("this iterator was abandoned by stop() or close()")
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        self._streams.keep(tensor)
+        return tensor
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """`batch` with every tensor replaced by `function(tensor)`; containers keep their type, other values stay."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Batch):
+        return batch.map(function)
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_tensors(function, value) for value in batch))
+    if isinstance(batch, tuple | list):
+        return type(batch)(map_tensors(function, value) for value in batch)
+    if isinstance(batch, dict):
+        return type(batch)((key, map_tensors(function, value)) for key, value in batch.items())
+    return batch

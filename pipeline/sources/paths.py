@@ -1,0 +1,69 @@
+"""Very many paths in little memory."""
+
+import os
+from collections.abc import Iterable
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+AnyPath: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+
+class PathTable:
+    """An immutable sequence of paths, packed into one run of bytes: about their length + 8 bytes each.
+
+    A list of a million `str` costs over 100 MB, is walked by every garbage collection, and is copied page by page in a
+    forked worker as its reference counts change. Paths that are not valid UTF-8 survive, as they do in `os.fsdecode`.
+
+    Args:
+        paths: Any iterable; no reference to it or to its elements is kept.
+        root: Put in front of every relative path when it is read; not part of `packed`.
+
+    Raises:
+        TypeError: `paths` is one path, or holds something else than paths.
+        ValueError: A path holds a NUL character.
+    """
+
+    __slots__ = ("_ends", "_packed", "_root")
+
+    def __init__(self, paths: Iterable[AnyPath], *, root: AnyPath | None = None) -> None:
+        if isinstance(paths, str | bytes | os.PathLike):
+            raise TypeError(f"paths must be a sequence of paths, got the single path {os.fsdecode(paths)!r}")
+        paths = paths if isinstance(paths, list | tuple) else list(paths)
+        self._packed = _pack(paths)
+        self._root = None if root is None else os.fsencode(root)
+        self._ends: NDArray[np.int64] = np.flatnonzero(np.frombuffer(self._packed, np.uint8) == 0)
+        if len(self._ends) != len(paths):
+            number = next(number for number, path in enumerate(paths) if b"\0" in os.fsencode(path))
+            raise ValueError(f"path {number} holds a NUL character: {os.fsdecode(paths[number])!r}")
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, id: int) -> str:
+        return os.fsdecode(self.encoded(id))
+
+    @property
+    def packed(self) -> bytes:
+        """Every path without the root, each ended by a NUL."""
+        return self._packed
+
+    def encoded(self, id: int) -> bytes:
+        """Returns path `id` as the operating system takes it, root included; raises IndexError outside [0, len)."""
+        if id < 0:
+            raise IndexError(f"path {id} of {len(self)}")
+        start = int(self._ends[id - 1]) + 1 if id else 0
+        path = self._packed[start : int(self._ends[id])]
+        return path if self._root is None else os.path.join(self._root, path)
+
+
+def _pack(paths: list[AnyPath] | tuple[AnyPath, ...]) -> bytes:
+    if not paths:
+        return b""
+    # One join instead of an encoding for each path: 15 ms for 100,000 texts. Path objects first build theirs, 1 us each.
+    try:
+        return os.fsencode("\0".join(map(os.fspath, paths))) + b"\0"  # type: ignore[arg-type]  # checked by join
+    except TypeError:
+        # Some are bytes, or no paths: this call takes the ones and names the others.
+        return b"\0".join(map(os.fsencode, paths)) + b"\0"

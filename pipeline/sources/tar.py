@@ -1,0 +1,251 @@
+"""WebDataset shards as a random-access source: indexed once, then each image is one positioned read.
+
+The format is that of the webdataset project: members that share a key (the name up to the first dot of its last part)
+are one sample, and the rest of the name says what a member is.
+"""
+
+import glob
+import json
+import os
+import re
+import tarfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import compress
+from typing import Any
+
+import numpy as np
+
+from pipeline.sources.labels import WrittenLabel, number_labels, parse_texts
+from pipeline.sources.paths import PathTable
+from pipeline.sources.source import as_labels, hash_order
+from pipeline.sources.split import IMAGE_SUFFIXES, Split, in_split, require_samples
+
+_MAX_OPEN_SHARDS = 256
+"""More shards than this are opened for each read (10 us): the usual limit is 1,024 descriptors a process."""
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+@dataclass
+class _Index:
+    """Where the images of some shards lie, one entry a sample."""
+
+    keys: list[str] = field(default_factory=list)
+    members: list[str] = field(default_factory=list)
+    shards: list[int] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    labels: list[WrittenLabel] = field(default_factory=list)
+
+    def where(self, shards: Sequence[str], number: int) -> str:
+        return f"{shards[self.shards[number]]}:{self.members[number]}"
+
+
+class TarSource:
+    """Encoded images in uncompressed tar archives, as `open_tar` finds them.
+
+    Archives are opened at their first read in each process. `close()` frees the descriptors, when no read is running;
+    a later read opens them again.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[str],
+        members: Sequence[str],
+        *,
+        spans: np.ndarray[Any, np.dtype[np.int64]],
+        labels: np.ndarray[Any, Any],
+        class_names: Sequence[str],
+    ) -> None:
+        """`spans` (n, 3): each sample's shard, and its offset and size in bytes there."""
+        self._shards = PathTable(shards)
+        self._members = PathTable(members)
+        self._spans = spans
+        self.labels = as_labels(labels, len(self._members))
+        self.class_names = tuple(class_names)
+        self._lock = threading.Lock()
+        self._descriptors: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Descriptors and locks belong to one process.
+        return {**self.__dict__, "_lock": None, "_descriptors": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    def read(self, id: int) -> bytes:
+        """Returns the bytes of image `id`; raises OSError, also when the archive is now shorter than its index says."""
+        if id < 0:
+            raise IndexError(f"image {id} of {len(self)}")
+        shard, offset, size = self._spans[id].tolist()
+        if len(self._shards) > _MAX_OPEN_SHARDS or not hasattr(os, "pread"):
+            with open(self._shards[shard], "rb", buffering=0) as file:
+                file.seek(offset)
+                data = file.read(size)
+        else:
+            data = os.pread(self._descriptor(shard), size, offset)
+        if len(data) < size:
+            raise OSError(f"{self.where(id)}: {len(data)} of {size} bytes; the archive changed after it was indexed")
+        return data
+
+    def _descriptor(self, shard: int) -> int:
+        descriptor = self._descriptors.get(shard)
+        if descriptor is None:
+            with self._lock:
+                descriptor = self._descriptors.get(shard)
+                if descriptor is None:
+                    descriptor = os.open(self._shards[shard], os.O_RDONLY | os.O_CLOEXEC)
+                    self._descriptors[shard] = descriptor
+        return descriptor
+
+    def label(self, id: int) -> Any:
+        """Returns `labels[id]`."""
+        return self.labels[id]
+
+    def where(self, id: int) -> str:
+        """Returns "archive.tar:member"."""
+        return f"{self._shards[int(self._spans[id, 0])]}:{self._members[id]}"
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the members' names in order, the archives they lie in by number, and the labels."""
+        shard_numbers = np.ascontiguousarray(self._spans[:, 0]).tobytes()
+        return hash_order([self._members.packed, shard_numbers], self.labels)
+
+    def close(self) -> None:
+        """Closes every archive; calling it again does nothing."""
+        with self._lock:
+            while self._descriptors:
+                os.close(self._descriptors.popitem()[1])
+
+
+def open_tar(pattern: str, *, split: Split, val_fraction: float = 0.1) -> TarSource:
+    """Returns the samples of one split of the shards that `pattern` names, in the order of shards and members.
+
+    Args:
+        pattern: A glob (`shards/*.tar`), braces (`shards/{000..099}.tar`, `{a,b}.tar`), or both. With "{split}" in it,
+            that becomes train or val and the shards are the split; else samples are divided by a hash of their keys.
+        split: Which part.
+        val_fraction: How much is for validation, where the pattern does not tell.
+
+    A label is the member `.cls` (a whole number, or a class's name) or the field `label` of `.json`.
+
+    Raises:
+        ValueError: No shard matches, a shard is compressed or no tar, or a sample lacks its image or its label.
+    """
+    divided = "{split}" in pattern
+    patterns = [pattern.replace("{split}", name) for name in ("train", "val")] if divided else [pattern]
+    per_part = [_find_shards(part) for part in patterns]
+    shards = [shard for part in per_part for shard in part]
+    index = _Index()
+    for number, shard in enumerate(shards):
+        _index_shard(index, number, shard)
+    if not index.keys:
+        raise ValueError(f"data.pattern={pattern}: {len(shards)} shards hold no sample")
+    written = index.labels
+    if all(isinstance(label, str) for label in written):
+        written = list(parse_texts([str(label) for label in written]))
+    # Classes are numbered over both parts, so that both agree.
+    labels, class_names = number_labels(written, lambda row: index.where(shards, row))
+    spans = np.array([index.shards, index.offsets, index.sizes], np.int64).T
+    if divided:
+        kept = (spans[:, 0] < len(per_part[0])) == (split == "train")
+    else:
+        kept = in_split(index.keys, split, val_fraction)
+    require_samples(int(kept.sum()), split, f"data.pattern={pattern}")
+    members = list(compress(index.members, kept))
+    return TarSource(shards, members, spans=spans[kept], labels=labels[kept], class_names=class_names)
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Returns every name that `pattern` stands for: `{08..10}` counts and keeps the width, `{a,b}` lists."""
+    match = _BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    bounds = _RANGE.fullmatch(match[1])
+    if bounds is None:
+        choices = match[1].split(",")
+    else:
+        choices = [f"{number:0{len(bounds[1])}d}" for number in range(int(bounds[1]), int(bounds[2]) + 1)]
+    return [
+        name for choice in choices for name in expand_braces(pattern[: match.start()] + choice + pattern[match.end() :])
+    ]
+
+
+def _find_shards(pattern: str) -> list[str]:
+    shards: list[str] = []
+    for name in expand_braces(pattern):
+        found = sorted(glob.glob(name))
+        if not found:
+            raise ValueError(f"data.pattern={pattern}: there is no file {name}")
+        shards.extend(map(os.path.abspath, found))
+    return shards
+
+
+@dataclass(slots=True)
+class _Sample:
+    """The members of one key that matter."""
+
+    image: tarfile.TarInfo | None = None
+    label: WrittenLabel | None = None
+    label_suffix: str = ""
+
+
+def _index_shard(index: _Index, number: int, shard: str) -> None:
+    """Appends the samples of one shard, in the order of their first members."""
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            samples = _group_members(shard, archive)
+    except tarfile.ReadError as error:
+        raise ValueError(
+            f"{shard} is not an uncompressed tar archive ({error}); unpack .gz, .bz2, .xz and .zst archives first"
+        ) from None
+    for key, sample in samples.items():
+        if sample.image is None:
+            raise ValueError(f"{shard}: sample {key!r} has no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        if sample.label is None:
+            raise ValueError(f"{shard}: sample {key!r} has no label (.cls, or .json with a field label)")
+        index.keys.append(key)
+        index.members.append(sample.image.name)
+        index.shards.append(number)
+        index.offsets.append(sample.image.offset_data)
+        index.sizes.append(sample.image.size)
+        index.labels.append(sample.label)
+
+
+def _group_members(shard: str, archive: tarfile.TarFile) -> dict[str, _Sample]:
+    samples: dict[str, _Sample] = {}
+    for member in archive:
+        if not member.isfile():
+            continue
+        directory, name = os.path.split(member.name)
+        stem, _, suffix = name.partition(".")
+        key, suffix = os.path.join(directory, stem), suffix.lower()
+        sample = samples.setdefault(key, _Sample())
+        if suffix in IMAGE_SUFFIXES:
+            if sample.image is not None:
+                raise ValueError(f"{shard}: sample {key!r} has two images, {sample.image.name} and {member.name}")
+            sample.image = member
+        elif suffix == "cls" or (suffix == "json" and sample.label_suffix != "cls"):
+            content = archive.extractfile(member)
+            assert content is not None  # `isfile()` held
+            sample.label, sample.label_suffix = _parse_label(f"{shard}:{member.name}", suffix, content.read()), suffix
+    return samples
+
+
+def _parse_label(place: str, suffix: str, content: bytes) -> WrittenLabel | None:
+    """Returns a label, or None for JSON without one: `.cls` may be beside it."""
+    try:
+        if suffix == "cls":
+            return content.decode().strip()
+        fields = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    label: WrittenLabel | None = fields.get("label") if isinstance(fields, dict) else None
+    return label

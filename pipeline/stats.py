@@ -1,0 +1,78 @@
+"""Where the time goes: seconds and counts per stage, kept without locks.
+
+Every thread writes a `StageClock` of its own, so counting costs two dictionary updates and never waits for another
+thread; `Stats` adds the clocks up when somebody asks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+
+STAGES = ("read", "decode", "transform")
+
+
+class StageClock:
+    """Seconds and calls per stage, written by one thread and read by any.
+
+    A reader may see a stage's seconds one call ahead of its count; nothing else can go wrong, so no lock is taken.
+    """
+
+    __slots__ = ("counts", "seconds")
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.counts: dict[str, int] = defaultdict(int)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Count one call of `stage` that took `seconds` (wall time of the calling thread)."""
+        self.seconds[stage] += seconds
+        self.counts[stage] += 1
+
+
+class Stats:
+    """All clocks of one pipeline, and what its consumer saw."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._clocks: list[StageClock] = []
+        self._local = threading.local()
+        self.batches = 0
+        self.samples = 0
+        self.wait_s = 0.0
+        self.copied_batches = 0
+
+    @property
+    def clock(self) -> StageClock:
+        """The calling thread's own clock; made and registered on first use."""
+        clock: StageClock | None = getattr(self._local, "clock", None)
+        if clock is None:
+            clock = self._local.clock = StageClock()
+            with self._lock:
+                self._clocks.append(clock)
+        return clock
+
+    def handed_over(self, samples: int, waited_s: float, *, copied: bool) -> None:
+        """Count one batch given to the consumer, who waited `waited_s` for it."""
+        self.batches += 1
+        self.samples += samples
+        self.wait_s += waited_s
+        self.copied_batches += copied
+
+    def summary(self) -> dict[str, float]:
+        """Totals so far: counts, seconds waited by the consumer, and per stage milliseconds an image."""
+        with self._lock:
+            clocks = tuple(self._clocks)
+        totals: dict[str, float] = {
+            "batches": self.batches,
+            "samples": self.samples,
+            "wait_s": self.wait_s,
+            "copied_batches": self.copied_batches,
+        }
+        stages = dict.fromkeys(STAGES) | dict.fromkeys(name for clock in clocks for name in tuple(clock.seconds))
+        for stage in stages:
+            count = sum(clock.counts.get(stage, 0) for clock in clocks)
+            seconds = sum(clock.seconds.get(stage, 0.0) for clock in clocks)
+            totals[f"{stage}_count"] = count
+            totals[f"{stage}_ms"] = 1e3 * seconds / count if count else 0.0
+        return totals

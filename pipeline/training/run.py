@@ -1,0 +1,174 @@
+"""`train(cfg, run_dir)`: from a configuration to a trained model, in the order things happen."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.build import Pipeline, build_pipeline
+from pipeline.config import Amp, ConfigError, ImageDtype, TrainConfig
+from pipeline.machine import num_cores
+from pipeline.model import build_model
+from pipeline.training.checkpoint import save_checkpoint
+from pipeline.training.compute import Compute, choose_device
+from pipeline.training.curves import draw_curves
+from pipeline.training.environment import plain
+from pipeline.training.evaluate import evaluate
+from pipeline.training.loop import Learner, train_epoch
+from pipeline.training.metrics import RunRecord
+from pipeline.training.optim import build_optimizer
+from pipeline.training.progress import Progress, closing_lines
+from pipeline.training.schedule import build_schedule
+
+
+def train(cfg: TrainConfig, run_dir: Path) -> float:
+    """Trains `cfg.model` on `cfg.data` and gives the last validation top-1, in [0, 1].
+
+    Writes `metrics.csv`, `curves.png`, `checkpoints/last.pt`, `checkpoints/best.pt` and, however it ends,
+    `summary.json` into `run_dir`. Sets torch's seed and number of threads for the whole process.
+
+    Raises:
+        ConfigError: a setting is wrong, or wrong for this data.
+        RuntimeError: the loss is no longer finite, or no sample could be read.
+    """
+    with RunRecord(run_dir, config=plain(cfg), write_csv=cfg.logger.csv) as record:
+        torch.manual_seed(cfg.run.seed)
+        torch.set_num_threads(_num_threads(cfg))
+        compute = _compute(cfg)
+        with (
+            build_pipeline(cfg, split="train", device=compute.device, num_epochs=cfg.schedule.epochs) as train_pipeline,
+            build_pipeline(cfg, split="val", device=compute.device) as val_pipeline,
+        ):
+            num_classes = _num_classes(cfg, train_pipeline, val_pipeline)
+            learner = _learner(cfg, compute, num_classes=num_classes, steps_per_epoch=len(train_pipeline))
+            _fit(cfg, learner, train_pipeline, val_pipeline, record, run_dir)
+            record.cache_hit_pct = train_pipeline.stats().get("cache_hit_pct")
+        if cfg.logger.plot:
+            draw_curves(record.rows, run_dir / "curves.png")
+    sys.stdout.write(closing_lines(record.summary, run_dir))
+    return float(record.summary["eval_top1"])
+
+
+def _fit(
+    cfg: TrainConfig,
+    learner: Learner,
+    train_pipeline: Pipeline,
+    val_pipeline: Pipeline,
+    record: RunRecord,
+    run_dir: Path,
+) -> None:
+    """Epoch by epoch: train, evaluate, record, save."""
+    progress = Progress(sys.stderr, num_epochs=cfg.schedule.epochs)
+    best_top1 = -1.0
+    for epoch in range(1, cfg.schedule.epochs + 1):
+        lr = learner.lr
+        progress.start_epoch(epoch, num_batches=len(train_pipeline))
+        try:
+            trained = train_epoch(
+                learner,
+                train_pipeline,
+                observer=progress,
+                every_steps=cfg.logger.every_steps,
+                max_steps=cfg.run.max_steps,
+            )
+        finally:
+            progress.close()
+        is_stopped = learner.num_steps == cfg.run.max_steps
+        is_last = is_stopped or epoch == cfg.schedule.epochs
+        evaluation = None
+        if is_last or epoch % cfg.run.eval_every == 0:
+            evaluation = evaluate(learner.model, val_pipeline, compute=learner.compute)
+        progress.end_epoch(record.add_epoch(step=learner.num_steps, lr=lr, trained=trained, evaluation=evaluation))
+        state = _state(cfg, learner, train_pipeline, epoch=epoch)
+        save_checkpoint(run_dir / "checkpoints" / "last.pt", state)
+        if evaluation is not None and evaluation.top1 > best_top1:
+            best_top1 = evaluation.top1
+            save_checkpoint(run_dir / "checkpoints" / "best.pt", state)
+        if is_stopped:
+            all_steps = cfg.schedule.epochs * len(train_pipeline)
+            record.status = "stopped" if learner.num_steps < all_steps else "completed"
+            return
+
+
+def _num_threads(cfg: TrainConfig) -> int:
+    """`run.num_threads`, or the cores that the loader's workers leave, at least 1."""
+    if cfg.run.num_threads is not None:
+        return cfg.run.num_threads
+    cores = num_cores()
+    return max(1, cores - cfg.loader.resolved_num_workers(cores))
+
+
+def _compute(cfg: TrainConfig) -> Compute:
+    is_amp = cfg.optim.amp is Amp.bf16
+    if cfg.prefetch.dtype is not ImageDtype.float32 and not is_amp:
+        raise ConfigError(
+            f"prefetch.dtype={cfg.prefetch.dtype} needs optim.amp=bf16: without it the weights are float32"
+        )
+    return Compute(
+        device=choose_device(cfg.run.device),
+        amp_dtype=torch.bfloat16 if is_amp else None,
+        channels_last=cfg.optim.channels_last,
+    )
+
+
+def _num_classes(cfg: TrainConfig, train_pipeline: Pipeline, val_pipeline: Pipeline) -> int:
+    """`model.num_classes`, or as many as the data has; refuses data that such a model cannot learn from."""
+    source, val_source = train_pipeline.source, val_pipeline.source
+    if len(val_pipeline) == 0:
+        raise ConfigError(f"the validation split is empty; raise data.val_fraction, which is {cfg.data.val_fraction}")
+    if len(train_pipeline) == 0:
+        raise ConfigError(
+            f"loader.drop_last leaves no batch: loader.batch_size is {cfg.loader.batch_size}, "
+            f"the training split has {train_pipeline.num_samples} samples; lower loader.batch_size"
+        )
+    if list(source.class_names) != list(val_source.class_names):
+        raise ConfigError(
+            "the training and validation splits have other classes: "
+            f"{_sample_of(source.class_names)} and {_sample_of(val_source.class_names)}"
+        )
+    if source.labels.ndim != 1 or source.labels.dtype.kind not in "iu":
+        raise ConfigError(
+            f"train.py learns one class per image, and the labels are {source.labels.dtype} of shape "
+            f"{source.labels.shape}; iterate a Pipeline in your own loop for other targets"
+        )
+    least = max(len(source.class_names), 1 + int(max(source.labels.max(), val_source.labels.max())))
+    num_classes = cfg.model.num_classes if cfg.model.num_classes is not None else least
+    if num_classes < least:
+        raise ConfigError(f"model.num_classes must be at least the data's {least} classes, got {num_classes}")
+    return num_classes
+
+
+def _learner(cfg: TrainConfig, compute: Compute, *, num_classes: int, steps_per_epoch: int) -> Learner:
+    model = build_model(cfg.model, num_classes).to(compute.device, memory_format=compute.memory_format)  # type: ignore[call-overload]  # torch's stub asks for four dimensions
+    optimizer = build_optimizer(cfg.optim, model, global_batch_size=cfg.loader.batch_size)
+    return Learner(
+        model=model,
+        optimizer=optimizer,
+        scheduler=build_schedule(cfg.schedule, optimizer, steps_per_epoch=steps_per_epoch),
+        compute=compute,
+        label_smoothing=cfg.optim.label_smoothing,
+        grad_clip=cfg.optim.grad_clip,
+    )
+
+
+def _state(cfg: TrainConfig, learner: Learner, pipeline: Pipeline, *, epoch: int) -> dict[str, Any]:
+    """What a checkpoint holds: all that going on after `epoch`, or using the model elsewhere, needs."""
+    return {
+        "model": learner.model.state_dict(),
+        "optimizer": learner.optimizer.state_dict(),
+        "scheduler": learner.scheduler.state_dict(),
+        "loader": pipeline.state_dict(),
+        "epoch": epoch,
+        "step": learner.num_steps,
+        "preprocessing": plain(cfg.transforms.evaluation()),
+        "class_names": list(pipeline.source.class_names),
+        "config": plain(cfg),
+    }
+
+
+def _sample_of(names: Any) -> str:
+    shown = ", ".join(list(names)[:5])
+    return f"{len(names)} ({shown}, ...)" if len(names) > 5 else f"{len(names)} ({shown})"

@@ -1,0 +1,93 @@
+"""The end of a sweep: one table over what its jobs left in their directories.
+
+It reads files only, so it also shows a sweep that was interrupted: `print_sweep(Path("outputs/train/multirun/..."))`.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+_WIDTH = 100
+_SUMMARY = {"train": "summary.json", "bench": "result.json"}
+_METRICS = {
+    "train": ("eval_top1", "train_samples_per_sec", "data_wait_pct"),
+    "bench": ("samples_per_sec", "first_batch_s", "data_wait_pct"),
+}
+
+
+def record_failure(run_dir: Path, error: Exception, *, program: str) -> None:
+    """Write a summary that says the run failed and why, unless the run itself came to write it."""
+    path = run_dir / _SUMMARY[program]
+    if path.exists() and _summary(path)["status"] == "failed":
+        return
+    summary = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def print_sweep(sweep_dir: Path, *, program: str) -> int:
+    """Print the table of the jobs in `sweep_dir`, if any was started, and return how many of them failed."""
+    jobs = sorted((path for path in sweep_dir.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
+    if not jobs:
+        return 0
+    summaries = [_summary(job / _SUMMARY[program]) for job in jobs]
+    rows = sweep_rows(summaries, [_overrides(job) for job in jobs], _METRICS[program])
+    failed = [number for number, summary in enumerate(summaries) if summary["status"] == "failed"]
+    lines = [*format_table(rows, width=_WIDTH), *(f"{job}: {summaries[job].get('error', '')}" for job in failed)]
+    sys.stdout.write("\n".join(["", *lines, f"sweep: {sweep_dir}", ""]))
+    return len(failed)
+
+
+def sweep_rows(
+    summaries: list[dict[str, Any]], overrides: list[dict[str, str]], metrics: tuple[str, ...]
+) -> list[list[str]]:
+    """Return the table's cells, header first: job, the overrides that differ between jobs, `metrics`, status."""
+    keys = list(dict.fromkeys(key for job in overrides for key in job))
+    varied = [key for key in keys if len({job.get(key, "") for job in overrides}) > 1]
+    rows = [["job", *_short(varied), *metrics, "status"]]
+    for number, (summary, job) in enumerate(zip(summaries, overrides, strict=True)):
+        values = [_cell(summary.get(metric)) for metric in metrics]
+        rows.append([str(number), *(job.get(key, "") for key in varied), *values, summary["status"]])
+    return rows
+
+
+def format_table(rows: list[list[str]], *, width: int) -> list[str]:
+    """Return `rows` as lines of at most `width` characters; the widest columns are cut until all fit."""
+    gaps = 2 * (len(rows[0]) - 1)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    while sum(widths) + gaps > width:
+        widths[widths.index(max(widths))] -= 1
+    return ["  ".join(_cut(cell, w).ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _short(keys: list[str]) -> list[str]:
+    """The keys without their groups, where that leaves them different."""
+    names = [key.rpartition(".")[2] for key in keys]
+    return [name if names.count(name) == 1 else key for name, key in zip(names, keys, strict=True)]
+
+
+def _overrides(job: Path) -> dict[str, str]:
+    path = job / ".hydra" / "overrides.yaml"
+    if not path.exists():
+        return {}
+    return {key: value for key, _, value in (str(line).partition("=") for line in OmegaConf.load(path))}
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {"status": "failed", "error": f"no {path.name} in {path.parent}"}
+    summary: dict[str, Any] = json.loads(path.read_text())
+    return summary
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"

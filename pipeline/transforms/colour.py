@@ -1,0 +1,120 @@
+"""Colour jitter as one affine transform a sample, equal to the bit in a worker and on a device.
+
+Brightness, contrast, saturation and hue are linear in R, G, B, so in a fixed order they are one 3 x 4 matrix, which
+also takes in the division by 255 and the normalisation. Its entries are rounded to a power-of-two grid so coarse that
+every product with an 8-bit level and every sum is exact in float32. No rounding is left for the order of additions or
+for fused multiply-add to change: NumPy, OpenCV and CUDA give the same floats. The grid costs 1/20 of a level at most.
+
+This is not torchvision's ColorJitter: the order is fixed, values are clamped once at the end instead of after each
+operation, contrast turns around a constant grey instead of the image's own mean, and hue rotates the chroma plane of
+YIQ instead of HSV's angle.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import Transforms
+from pipeline.decode import Scratch
+
+# ITU-R BT.601 luma, as in torchvision's rgb_to_grayscale and in YIQ.
+_LUMA = np.array([0.299, 0.587, 0.114])
+_RGB_TO_YIQ = np.array([_LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+_QUARTER_TURN = np.array([[0.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # from red to yellow, as torchvision's hue
+
+# Every colour transform of the kinds above is a sum of these: luma to grey, chroma kept, chroma turned by 90 degrees.
+_GREY = np.tile(_LUMA, (3, 1))
+_CHROMA = np.eye(3) - _GREY
+_TURNED = np.linalg.inv(_RGB_TO_YIQ) @ _QUARTER_TURN @ _RGB_TO_YIQ @ _CHROMA
+
+# Sums stay below 2^24 grid steps, float32's whole numbers, with one bit to spare for the rounding of entries.
+_GRID_BITS = 23
+
+
+class ColourJitter:
+    """Brightness, contrast, saturation and hue, in this order, from one draw each; operations that are off take none.
+
+    Factors are uniform in [max(0, 1 - value), 1 + value], the turn of hue in [-hue, hue], as torchvision's.
+    `first_column` is where this jitter's `num_draws` begin in a sample's draws.
+    """
+
+    def __init__(self, options: Transforms, *, first_column: int) -> None:
+        self.num_draws = 0
+        self._columns: dict[str, int] = {}
+        self._ranges: dict[str, tuple[float, float]] = {}
+        for name in ("brightness", "contrast", "saturation", "hue"):
+            strength = getattr(options, name)
+            if strength > 0 and options.augment != "none":
+                self._columns[name] = first_column + self.num_draws
+                self._ranges[name] = (-strength, strength) if name == "hue" else (max(0.0, 1 - strength), 1 + strength)
+                self.num_draws += 1
+        self._mean, self._std = np.asarray(options.mean), np.asarray(options.std)
+        # The grey that contrast leaves alone: of the mean, so that a sample's matrix needs nothing but its draws.
+        self._pivot = float(self._mean @ _LUMA)
+        self.lower: NDArray[np.float32] = (-self._mean / self._std).astype(np.float32)
+        self.upper: NDArray[np.float32] = ((1 - self._mean) / self._std).astype(np.float32)
+
+    def matrices(self, draws: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Draws (B, columns) to (B, 3, 4): from R, G, B in 0..255 and a 1 to normalised values, yet to be clamped.
+
+        The bounds of the clamp are `lower` and `upper`, black and white after normalisation.
+        """
+        brightness, contrast, saturation = (
+            self._factor(name, draws, off=1.0) for name in ("brightness", "contrast", "saturation")
+        )
+        angle = 2 * np.pi * self._factor("hue", draws, off=0.0)
+        gain = brightness * contrast
+        chroma = gain * saturation
+        rgb = gain * _GREY + chroma * np.cos(angle) * _CHROMA + chroma * np.sin(angle) * _TURNED
+        matrices = np.empty((len(draws), 3, 4))
+        matrices[:, :, :3] = rgb / (255 * self._std[:, None])
+        matrices[:, :, 3] = ((1 - contrast[:, 0]) * self._pivot - self._mean) / self._std
+        return _on_grid(matrices)
+
+    def _factor(self, name: str, draws: NDArray[np.float64], *, off: float) -> NDArray[np.float64]:
+        """One factor a sample, (B, 1, 1)."""
+        column = self._columns.get(name)
+        if column is None:
+            return np.full((len(draws), 1, 1), off)
+        low, high = self._ranges[name]
+        return (low + (high - low) * draws[:, column])[:, None, None]
+
+
+def _on_grid(matrices: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Round each row of (B, 3, 4) to a grid on which its sums over 8-bit levels are exact in float32."""
+    largest_sum = np.abs(matrices) @ np.array([255.0, 255.0, 255.0, 1.0])
+    steps = np.ldexp(1.0, _GRID_BITS - np.frexp(largest_sum)[1])[:, :, None]
+    on_grid: NDArray[np.float32] = (np.rint(matrices * steps) / steps).astype(np.float32)
+    return on_grid
+
+
+class WorkerColour:
+    """Applies a `ColourJitter` to one sample in a worker: clamped, normalised float32 written into a batch's row."""
+
+    def __init__(self, jitter: ColourJitter, size: int, memory_format: str) -> None:
+        self._jitter = jitter
+        # One bound a value of an image row: NumPy's inner loop is then long, and 3 times faster than over 3 channels.
+        self._lower, self._upper = np.tile(jitter.lower, size), np.tile(jitter.upper, size)
+        self._planes = memory_format == "contiguous"
+
+    def __call__(
+        self,
+        pixels: NDArray[np.uint8],
+        draws: NDArray[np.float64],
+        row: NDArray[np.float32],
+        scratch: Scratch,
+    ) -> None:
+        """Colour `pixels`, uint8 (H, W, 3), by the sample's `draws` into `row`, float32 of the memory format."""
+        floats = scratch.floats("floats", pixels.shape) if self._planes else row
+        np.copyto(floats, pixels)
+        written = cv2.transform(floats, self._jitter.matrices(draws[None])[0], dst=floats)
+        assert np.may_share_memory(written, floats), "OpenCV did not write into the buffer that it was given"
+        values = floats.reshape(len(floats), -1)
+        np.maximum(values, self._lower, out=values)
+        np.minimum(values, self._upper, out=values)
+        if self._planes:
+            for channel in range(3):
+                written = cv2.extractChannel(floats, channel, dst=row[channel])
+                assert np.may_share_memory(written, row), "OpenCV did not write into the row that it was given"
