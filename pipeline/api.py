@@ -90,8 +90,8 @@ def create_dataloader(
         img_size: height and width in pixels.
         cache_size: images kept between epochs; 0 keeps none.
         preload: True or "ram" reads everything before the first epoch, "pack" keeps it in one file for later runs.
-        augment: "light" is RandomResizedCrop and flip, "standard" (True) adds colour jitter, "heavy" more; "none" (False)
-            is evaluation's resize and centre crop, in order.
+        augment: "light" is RandomResizedCrop and flip, "standard" (True) adds colour jitter, "heavy" more; "none"
+            (False) is evaluation's resize and centre crop, in order.
         pin_memory: put batches in page-locked memory; nothing happens without CUDA.
         prefetch_device: yield batches that are already on this device.
         transform: a callable of your own. Not in this version.

@@ -246,26 +246,29 @@ def assemble(
             transforms,
             num_threads=max(1, num_workers),
             name=name,
+            stats=stats,
             resources=resources,
         )
         # Workers colour and normalise unless the batch goes to a device: bytes travel there in a quarter of the time.
         transform = SampleTransform(transforms, normalise=not on_device, memory_format=memory_format)
         sample = MakeSample(store.load, transform, where=source.where, stats=stats)
+        order = Order(
+            sampler=sampler,
+            labels=source.labels,
+            seed=config.seed,
+            batch_size=config.loader.batch_size,
+            num_draws=transform.num_draws,
+            rank=rank,
+            world_size=world_size,
+            drop_last=drop_last,
+            fingerprint=source.fingerprint(),
+        )
         executor: Executor = SerialExecutor(sample)
         if num_workers:
             executor = ThreadExecutor(sample, num_workers=num_workers, in_flight=config.loader.prefetch_factor)
+        resources.callback(executor.close)
         loader = Loader(
-            Order(
-                sampler=sampler,
-                labels=source.labels,
-                seed=config.seed,
-                batch_size=config.loader.batch_size,
-                num_draws=transform.num_draws,
-                rank=rank,
-                world_size=world_size,
-                drop_last=drop_last,
-                fingerprint=source.fingerprint(),
-            ),
+            order,
             executor,
             row_shape=transform.row_shape,
             row_dtype=transform.row_dtype,
@@ -281,9 +284,7 @@ def assemble(
             # For a user who copies to the device himself: pages of torch's own allocator, never slots of ours.
             prefetch_device, stage = torch.device("cpu"), Batch.pin_memory
         if prefetch_device is not None:
-            prefetcher = PrefetchLoader(
-                loader, prefetch_device, num_batches=config.prefetch.num_batches, stage=stage
-            )
+            prefetcher = PrefetchLoader(loader, prefetch_device, num_batches=config.prefetch.num_batches, stage=stage)
             resources.callback(prefetcher.close)
         return Pipeline(
             source=source,

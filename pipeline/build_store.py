@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pipeline.decode import Scratch, decode, inspect
 from pipeline.machine import available_bytes
 from pipeline.preload import preload
 from pipeline.sources import Source
+from pipeline.stats import Stats
 from pipeline.transforms.geometry import limit_side
 from pipeline.transforms.sample import shrink_to
 
@@ -30,25 +32,52 @@ HEADERS_READ = 32
 _log = logging.getLogger(__name__)
 
 
-class Decoding:
-    """`load(id)` that gives pixels: RGB uint8 `(H, W, 3)`, the long side at most `max_side`."""
+class TimedRead:
+    """`read(id)` that counts its calls and seconds as the stage `read`."""
 
-    def __init__(self, read: Callable[[int], Sample], where: Callable[[int], str], max_side: int | None = None) -> None:
+    def __init__(self, read: Callable[[int], Sample], stats: Stats) -> None:
+        self._read = read
+        self._stats = stats
+
+    def __call__(self, id: int) -> Sample:
+        """Read sample `id`."""
+        began = time.perf_counter()
+        sample = self._read(id)
+        self._stats.clock.add("read", time.perf_counter() - began)
+        return sample
+
+
+class Decoding:
+    """`load(id)` that gives pixels of its own: RGB uint8 `(H, W, 3)`, the long side at most `max_side`."""
+
+    def __init__(
+        self,
+        read: Callable[[int], Sample],
+        where: Callable[[int], str],
+        *,
+        max_side: int | None = None,
+        stats: Stats | None = None,
+    ) -> None:
         self._read = read
         self._where = where
         self._max_side = max_side
+        self._stats = stats
 
     def __call__(self, id: int) -> NDArray[np.uint8]:
-        """Read and decode sample `id` into memory of its own."""
+        """Read and decode sample `id`; counted as the stage `decode` where there are stats."""
         sample = self._read(id)
         if not isinstance(sample, bytes):
             return sample
+        began = time.perf_counter()
         try:
             # New scratch for each image: the pixels are kept, so they must not view memory that is used again.
-            return shrink_to(decode(sample, inspect(sample), Scratch()), self._max_side)
+            pixels = shrink_to(decode(sample, inspect(sample), Scratch()), self._max_side)
         except ValueError as error:
             error.add_note(f"stage decode, sample id {id}, {self._where(id)}")
             raise
+        if self._stats is not None:
+            self._stats.clock.add("decode", time.perf_counter() - began)
+        return pixels
 
 
 @dataclass(slots=True)
@@ -57,7 +86,6 @@ class Store:
 
     load: Callable[[int], Sample]
     cache: LRUCache[int, Sample] | None = None
-    kind: str = "none"
 
 
 def build_store(
@@ -68,6 +96,7 @@ def build_store(
     *,
     num_threads: int,
     name: str,
+    stats: Stats,
     resources: ExitStack,
 ) -> Store:
     """The store that the configuration asks for, preloaded if it says so.
@@ -79,27 +108,26 @@ def build_store(
         transforms: their pixel options decide what a decoded store may keep.
         num_threads: threads that preload.
         name: what is preloaded, for the progress bar.
+        stats: counts what is really read and decoded; what a cache answers is in neither.
         resources: closes a pack file.
     """
     if preloading.mode == "pack":
         pack = _build_pack(source, preloading, num_threads=num_threads, name=name)
         resources.callback(pack.close)
-        if cache.policy == "none":
-            return Store(pack, kind="pack")
-        read: Callable[[int], Sample] = pack
+        read: Callable[[int], Sample] = TimedRead(pack, stats)
     else:
-        read = source.read
-    if cache.policy == "none" and preloading.mode == "none":
+        read = TimedRead(source.read, stats)
+    if cache.policy == "none" and preloading.mode != "ram":
         return Store(read)
     budget_bytes = _budget_bytes(cache)
     kind = _resolve_kind(cache, source, transforms, budget_bytes)
-    load = Decoding(read, source.where, transforms.max_side) if kind == "decoded" else read
+    load = Decoding(read, source.where, max_side=transforms.max_side, stats=stats) if kind == "decoded" else read
     policy: type[LRUCache[int, Sample]] = LRUCache if cache.policy == "lru" else PinnedCache
     kept = policy(cache.max_images, max_bytes=budget_bytes, size_of=sample_bytes)
     cached = CachedLoad(load, kept)
     if preloading.mode == "ram":
         _fill(cached, len(source), cache, num_threads=num_threads, name=name)
-    return Store(cached, kept, kind)
+    return Store(cached, kept)
 
 
 def _budget_bytes(cache: Cache) -> int:

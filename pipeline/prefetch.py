@@ -167,8 +167,8 @@ class PrefetchLoader:
     """Any loader of (nested) tensors, with the next batches already on `device`.
 
     `for batch in PrefetchLoader(loader, device)` yields what `loader` yields, with every tensor on `device`: tuples,
-    named tuples, lists, dicts and `Batch` keep their type. A batch may be kept for as long as wanted. Breaking off early
-    is fine. On the CPU the same thread works ahead and the tensors are the loader's own.
+    named tuples, lists, dicts and `Batch` keep their type. A batch may be kept for as long as wanted. Breaking off
+    early is fine. On the CPU the same thread works ahead and the tensors are the loader's own.
     """
 
     def __init__(

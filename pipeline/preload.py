@@ -18,8 +18,8 @@ _log = logging.getLogger(__name__)
 def preload(load: Callable[[int], Sample], count: int, *, num_threads: int, name: str) -> Iterator[Sample]:
     """Yield samples 0 ... count - 1 in order, loaded by `num_threads` threads, showing progress as `name`.
 
-    Progress is a bar on a terminal and a log line at every tenth elsewhere. The first failure is raised at its place and
-    ends the work. At most `4 * num_threads` samples wait for the consumer.
+    Progress is a bar on a terminal and a log line at every tenth elsewhere. The first failure is raised at its place
+    and ends the work. At most `4 * num_threads` samples wait for the consumer.
     """
     ahead = 4 * num_threads
     bar = tqdm(total=count, desc=f"preload {name}", unit="img", disable=not sys.stderr.isatty(), leave=False)

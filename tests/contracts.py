@@ -60,9 +60,7 @@ def _every_id_once_with_its_label(make: MakeLoader, paths: Sequence[Path], label
     loader.close()
 
 
-def _same_seed_same_bytes_and_next_epoch_differs(
-    make: MakeLoader, paths: Sequence[Path], labels: list[int]
-) -> None:
+def _same_seed_same_bytes_and_next_epoch_differs(make: MakeLoader, paths: Sequence[Path], labels: list[int]) -> None:
     with make(paths, labels, seed=1) as one, make(paths, labels, seed=1) as same, make(paths, labels, seed=2) as other:
         first, second = ([digest(batch) for batch in one] for _ in range(2))
         assert first == [digest(batch) for batch in same]

@@ -5,6 +5,7 @@ would fail together once in 550 choices of the constants in draws.py; they choos
 """
 
 from collections.abc import Callable
+from functools import cache
 from statistics import NormalDist
 from typing import Any
 
@@ -34,22 +35,27 @@ def assert_uncorrelated(first: Floats, second: Floats) -> None:
     assert abs(correlation) < NormalDist().inv_cdf(1 - SIGNIFICANCE / 2), f"{correlation:.2f} standard deviations"
 
 
+@cache
 def along_ids() -> Floats:
     return draws(0, 0, np.arange(20_000), 8)
 
 
+@cache
 def along_occurrences() -> Floats:
     return draws(0, 0, np.zeros(20_000, np.int64), 8, occurrence=np.arange(20_000))
 
 
+@cache
 def along_epochs() -> Floats:
     return np.concatenate([draws(0, epoch, np.arange(1), 8) for epoch in range(20_000)])
 
 
+@cache
 def along_seeds() -> Floats:
     return np.concatenate([draws(seed, 0, np.arange(1), 8) for seed in range(20_000)])
 
 
+@cache
 def along_columns() -> Floats:
     return draws(0, 0, np.arange(8), 20_000).T
 

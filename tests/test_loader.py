@@ -113,18 +113,18 @@ def test_set_epoch_gives_the_same_batches_as_counting_up_to_it(num_workers: int)
 
 @pytest.mark.parametrize("num_workers", WORKERS)
 def test_a_failure_arrives_at_its_position_as_itself(num_workers: int) -> None:
-    class Unreadable(Exception):
+    class UnreadableError(Exception):
         pass
 
     def fail(id: int) -> None:
         if id == 9:
-            raise Unreadable("nine")
+            raise UnreadableError("nine")
 
     with make_loader(FakeSample(fail), sampler=SequentialSampler(20), num_workers=num_workers) as loader:
         iterator = iter(loader)
         assert next(iterator).ids.tolist() == [0, 1, 2, 3]
         assert next(iterator).ids.tolist() == [4, 5, 6, 7]
-        with pytest.raises(Unreadable, match="nine"):
+        with pytest.raises(UnreadableError, match="nine"):
             next(iterator)
         with pytest.raises(StopIteration):
             next(iterator)

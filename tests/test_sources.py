@@ -183,7 +183,7 @@ def test_an_array_source_gives_views_that_nobody_can_write_to() -> None:
     with pytest.raises(ValueError, match="read-only"):
         source.read(1)[0, 0, 0] = 1
     with pytest.raises(ValueError, match="uint8"):
-        ArraySource(pixels.astype(np.float32), [0, 1])  # type: ignore[arg-type]
+        ArraySource(pixels.astype(np.float32), [0, 1])
 
 
 # --- folder

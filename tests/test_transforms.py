@@ -192,12 +192,12 @@ def test_sixty_four_copies_of_one_image_become_sixty_four_images() -> None:
     assert len(rows) == 64
 
 
-@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
-def test_every_colour_draw_counts(name: str) -> None:
-    transform = SampleTransform(Transforms(size=32, flip=0.0, **{name: 0.3}), normalise=True)
+@pytest.mark.parametrize("column", range(22, 26), ids=["brightness", "contrast", "saturation", "hue"])
+def test_every_colour_has_a_draw_of_its_own(column: int) -> None:
+    transform = SampleTransform(Transforms(size=32, flip=0.0, **COLOURS), normalise=True)
     draws = uniforms(1, transform.num_draws)[0]
     other = draws.copy()
-    other[-1] = (draws[-1] + 0.5) % 1
+    other[column] = (draws[column] + 0.5) % 1
     pixels = photo(90, 120)
     assert not np.array_equal(row_of(transform, pixels, draws), row_of(transform, pixels, other))
 
@@ -243,10 +243,9 @@ def test_scaled_decoding_shows_the_same_crop(resize: str, orientation: int) -> N
     upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     for draws in uniforms(6, full.num_draws):
         expected = row_of(full, data, draws).astype(int)
-        # libjpeg's scaling smooths a little; being off by 2 pixels of the full image, a quarter of one decoded at 1/8,
-        # shows more than that
+        # libjpeg's scaling smooths a little; being off by 3 pixels of the full image shows more than that
         assert np.abs(row_of(scaled, data, draws) - expected).mean() < 1.2
-        assert np.abs(row_of(full, np.roll(upright, 2, axis=1), draws) - expected).mean() > 1.2
+        assert np.abs(row_of(full, np.roll(upright, 3, axis=1), draws) - expected).mean() > 1.2
 
 
 def test_scaled_decoding_and_a_side_limit_show_the_same_crop() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,14 @@ class CachedLoad:
         self.cache = cache
         self._lock = threading.Lock()
         self._in_flight: dict[int, threading.Event] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is in flight, and its lock, belong to the process that loads it.
+        return self.__dict__ | {"_lock": None, "_in_flight": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
 
     def __call__(self, id: int) -> Sample:
         """Sample `id`. Raises what `load` raises; a failure is not remembered."""

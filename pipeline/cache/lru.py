@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -48,6 +48,15 @@ class LRUCache(Generic[K, V]):
         self._lock = threading.Lock()
         self._bytes = 0
         self._hits = self._misses = self._evictions = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A lock belongs to one process; the entries travel.
+        with self._lock:
+            return self.__dict__ | {"_lock": None, "_entries": self._entries.copy()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
 
     @property
     def capacity(self) -> int | None:

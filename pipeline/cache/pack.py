@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import mmap
 import os
@@ -13,6 +12,8 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.lock import file_lock
 
 MAGIC = b"HEADRACE"
 VERSION = 1
@@ -36,9 +37,12 @@ class PackFile:
             if magic != MAGIC or version != VERSION or found != _key_bytes(key):
                 raise ValueError(f"{path} was made for other data or by another version; delete it")
             self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._offsets: NDArray[np.int64] = np.frombuffer(self._map, np.int64, count + 1, _HEADER.size).copy()
+            first = _HEADER.size + 8 * (count + 1)
+            if len(self._map) < first:
+                raise ValueError(f"{path} was cut: it has {len(self._map)} bytes; delete it")
+            self._offsets: NDArray[np.int64] = np.frombuffer(self._map, np.int64, count + 1, _HEADER.size).copy()
         if self._offsets[-1] != len(self._map):
-            raise ValueError(f"{path} has {len(self._map)} bytes where {self._offsets[-1]} are expected; delete it")
+            raise ValueError(f"{path} was cut: it has {len(self._map)} of {self._offsets[-1]} bytes; delete it")
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -63,13 +67,11 @@ class PackFile:
         self.close()
 
 
-def open_or_build(
-    path: Path, key: str, count: int, samples: Callable[[], Iterable[bytes]]
-) -> PackFile:
+def open_or_build(path: Path, key: str, count: int, samples: Callable[[], Iterable[bytes]]) -> PackFile:
     """The pack at `path`, built first when it is missing, stale or was left unfinished by an interruption.
 
-    One process builds, under a lock on a file beside it; the others wait and then open what it made. The pack is written
-    aside and renamed, so an interrupted build is never taken for a whole one.
+    One process builds, under a lock on a file beside it; the others wait and then open what it made. The pack is
+    written aside and renamed, so an interrupted build is never taken for a whole one.
 
     Args:
         path: where the pack is, or will be.
@@ -78,8 +80,7 @@ def open_or_build(
         samples: called when a build is needed; yields every sample's bytes in order of id.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with file_lock(str(path) + ".lock", waiting_for=f"it packs {path}"):
         try:
             return PackFile(path, key)
         except (FileNotFoundError, ValueError):

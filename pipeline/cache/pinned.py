@@ -8,9 +8,9 @@ from pipeline.cache.lru import K, LRUCache, V
 class PinnedCache(LRUCache[K, V]):
     """Keeps the first values put until its budget is full, and those for good.
 
-    When every sample is asked for once an epoch, a hit in the next epoch needs an entry that outlives the epoch's border;
-    at most the budget does, so no policy, however clairvoyant, exceeds hit rate c. This one reaches it (the policy is
-    MinIO of Mohan et al., VLDB 2021).
+    When every sample is asked for once an epoch, a hit in the next epoch needs an entry that outlives the epoch's
+    border; at most the budget does, so no policy, however clairvoyant, exceeds hit rate c. This one reaches it (the
+    policy is MinIO of Mohan et al., VLDB 2021).
     """
 
     def put(self, key: K, value: V) -> None:

@@ -20,8 +20,8 @@ class Preload:
 
     mode: PreloadMode = PreloadMode.none
     """Where samples are put."""
-    dir: str | None = None
-    """Directory of pack files; null: `.packs` beside the data."""
+    dir: str = "data/.packs"
+    """Directory of pack files."""
 
     def __post_init__(self) -> None:
         self.mode = choice("preload.mode", self.mode, PreloadMode)

@@ -96,7 +96,5 @@ class Batch(tuple[Tensor, Tensor]):
         return _rebuild, (self.images, self.labels, self.ids, self.epoch, self.step, self.draws)
 
 
-def _rebuild(
-    images: Tensor, labels: Tensor, ids: Tensor, epoch: int, step: int, draws: NDArray[np.float64]
-) -> Batch:
+def _rebuild(images: Tensor, labels: Tensor, ids: Tensor, epoch: int, step: int, draws: NDArray[np.float64]) -> Batch:
     return Batch(images, labels, ids=ids, epoch=epoch, step=step, draws=draws)

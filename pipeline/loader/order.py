@@ -71,8 +71,6 @@ class Order:
             drop_last=self.drop_last,
         )
         ids = self.sampler.ids(epoch, positions)
-        # An id may come twice in an epoch only when it is drawn with replacement; its position then tells the copies apart.
+        # An id comes twice in an epoch only when drawn with replacement; its position then tells the copies apart.
         occurrence = positions if self.sampler.with_replacement else 0
-        return Plan(
-            epoch, step, ids, self.labels[ids], draws(self.seed, epoch, ids, self.num_draws, occurrence)
-        )
+        return Plan(epoch, step, ids, self.labels[ids], draws(self.seed, epoch, ids, self.num_draws, occurrence))

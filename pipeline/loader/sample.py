@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -46,13 +45,10 @@ class MakeSample:
             clock = local.clock = self._stats.clock
         stage = "read"
         try:
-            began = time.perf_counter()
             sample = self._load(id)
-            clock.add("read", time.perf_counter() - began)
             stage = "decode or transform"
             self._transform(sample, draws, row, scratch, clock)
         except Exception as error:
-            error.add_note(
-                f"stage {stage}, sample id {id}, {self._where(id)}, in {threading.current_thread().name}"
-            )
+            if not hasattr(error, "__notes__"):  # else it says already where it began
+                error.add_note(f"stage {stage}, sample id {id}, {self._where(id)}, {threading.current_thread().name}")
             raise

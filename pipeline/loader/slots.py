@@ -24,8 +24,8 @@ from numpy.typing import DTypeLike, NDArray
 class SlotRing:
     """Slots of equal size, made when first needed.
 
-    At most `in_flight` slots are being filled; a consumer may hold `in_flight + 2` batches as views of slots, and gets a
-    private copy of any batch beyond (`lend` says so), so the ring never grows above `2 * in_flight + 2` slots.
+    At most `in_flight` slots are being filled; a consumer may hold `in_flight + 2` batches as views of slots, and gets
+    a private copy of any batch beyond (`lend` says so), so the ring never grows above `2 * in_flight + 2` slots.
     """
 
     def __init__(self, row_shape: tuple[int, ...], dtype: DTypeLike, rows: int, *, in_flight: int) -> None:

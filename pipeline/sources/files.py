@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.sources.paths import AnyPath, PathTable
-from pipeline.sources.source import as_labels, hash_order
+from pipeline.sources.source import as_labels, hash_content, hash_order
 
 
 class FileSource:
@@ -59,6 +59,10 @@ class FileSource:
             self._fingerprint = hash_order([self.paths.packed], self.labels)
         return self._fingerprint
 
+    def content_key(self) -> str:
+        """Returns a hash that also changes with the size or time of any file; raises OSError if one is not there."""
+        return hash_content(self.fingerprint(), (self.paths.encoded(id) for id in range(len(self))))
+
 
 class ArraySource:
     """Decoded images of one size in memory.
@@ -102,3 +106,7 @@ class ArraySource:
     def fingerprint(self) -> str:
         """Returns a hash of the name, the shape and the labels."""
         return hash_order([f"{self._name}{self._pixels.shape}".encode()], self.labels)
+
+    def content_key(self) -> str:
+        """Returns a hash of the pixels too."""
+        return hash_order([self.fingerprint().encode(), self._pixels.tobytes()], self.labels)

@@ -1,7 +1,7 @@
 """Very many paths in little memory."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
 import numpy as np
@@ -44,6 +44,9 @@ class PathTable:
     def __getitem__(self, id: int) -> str:
         return os.fsdecode(self.encoded(id))
 
+    def __iter__(self) -> Iterator[str]:
+        return (self[id] for id in range(len(self)))
+
     @property
     def packed(self) -> bytes:
         """Every path without the root, each ended by a NUL."""
@@ -61,7 +64,7 @@ class PathTable:
 def _pack(paths: list[AnyPath] | tuple[AnyPath, ...]) -> bytes:
     if not paths:
         return b""
-    # One join instead of an encoding for each path: 15 ms for 100,000 texts. Path objects first build theirs, 1 us each.
+    # One join instead of an encoding for each path: 100,000 texts take 15 ms. A Path first builds its own, 1 us.
     try:
         return os.fsencode("\0".join(map(os.fspath, paths))) + b"\0"  # type: ignore[arg-type]  # checked by join
     except TypeError:

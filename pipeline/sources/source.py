@@ -1,11 +1,14 @@
 """What the rest of the pipeline asks of a place where samples come from, and what every such place shares."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from pipeline.sources.paths import AnyPath
 
 
 class Source(Protocol):
@@ -39,6 +42,10 @@ class Source(Protocol):
         """Returns a hex hash of which samples these are and in what order; file contents do not enter."""
         ...
 
+    def content_key(self) -> str:
+        """Returns a hex hash that also changes with the size or time of any file; costs a stat for each of them."""
+        ...
+
 
 def as_labels(labels: ArrayLike, num_samples: int) -> NDArray[Any]:
     """Returns a read-only copy of `labels`: int64 for whole numbers, float32 for others, any shape behind the first.
@@ -56,6 +63,15 @@ def as_labels(labels: ArrayLike, num_samples: int) -> NDArray[Any]:
     array = array.astype(np.float32 if array.size > 0 and array.dtype.kind == "f" else np.int64)
     array.flags.writeable = False
     return array
+
+
+def hash_content(fingerprint: str, paths: Iterable[AnyPath]) -> str:
+    """Returns the content key of the samples `fingerprint` names, which lie in the files at `paths`."""
+    digest = blake2b(fingerprint.encode(), digest_size=32)
+    for path in paths:
+        status = os.stat(path)
+        digest.update(status.st_size.to_bytes(8, "little") + status.st_mtime_ns.to_bytes(16, "little", signed=True))
+    return digest.hexdigest()
 
 
 def hash_order(names: Sequence[bytes | memoryview], labels: NDArray[Any]) -> str:

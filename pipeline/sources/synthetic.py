@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.lock import file_lock
 from pipeline.sources.files import FileSource
-from pipeline.sources.lock import file_lock
 from pipeline.sources.motifs import NUM_MOTIFS, motif_names
 from pipeline.sources.paths import AnyPath
 from pipeline.sources.split import Split, require_samples, stable_hash

@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.sources.labels import WrittenLabel, number_labels, parse_texts
 from pipeline.sources.paths import PathTable
-from pipeline.sources.source import as_labels, hash_order
+from pipeline.sources.source import as_labels, hash_content, hash_order
 from pipeline.sources.split import IMAGE_SUFFIXES, Split, in_split, require_samples
 
 _MAX_OPEN_SHARDS = 256
@@ -117,6 +117,10 @@ class TarSource:
         """Returns a hash of the members' names in order, the archives they lie in by number, and the labels."""
         shard_numbers = np.ascontiguousarray(self._spans[:, 0]).tobytes()
         return hash_order([self._members.packed, shard_numbers], self.labels)
+
+    def content_key(self) -> str:
+        """Returns a hash that also changes with the size or time of any archive."""
+        return hash_content(self.fingerprint(), (self._shards[shard] for shard in range(len(self._shards))))
 
     def close(self) -> None:
         """Closes every archive; calling it again does nothing."""

@@ -3,7 +3,8 @@
 Brightness, contrast, saturation and hue are linear in R, G, B, so in a fixed order they are one 3 x 4 matrix, which
 also takes in the division by 255 and the normalisation. Its entries are rounded to a power-of-two grid so coarse that
 every product with an 8-bit level and every sum is exact in float32. No rounding is left for the order of additions or
-for fused multiply-add to change: NumPy, OpenCV and CUDA give the same floats. The grid costs 1/20 of a level at most.
+for fused multiply-add to change: NumPy, OpenCV and CUDA give the same floats. The grid costs at most
+1/15 of a level at the strongest jitter, 1/400 on average.
 
 This is not torchvision's ColorJitter: the order is fixed, values are clamped once at the end instead of after each
 operation, contrast turns around a constant grey instead of the image's own mean, and hue rotates the chroma plane of
@@ -29,8 +30,10 @@ _GREY = np.tile(_LUMA, (3, 1))
 _CHROMA = np.eye(3) - _GREY
 _TURNED = np.linalg.inv(_RGB_TO_YIQ) @ _QUARTER_TURN @ _RGB_TO_YIQ @ _CHROMA
 
-# Sums stay below 2^24 grid steps, float32's whole numbers, with one bit to spare for the rounding of entries.
-_GRID_BITS = 23
+# Float32 holds whole numbers up to 2^24: no sum may have more grid steps, nor after the rounding of its entries, which
+# adds less than the margin.
+_GRID_BITS = 24
+_ROUNDING_MARGIN = 1.0001
 
 
 class ColourJitter:
@@ -85,7 +88,7 @@ class ColourJitter:
 def _on_grid(matrices: NDArray[np.float64]) -> NDArray[np.float32]:
     """Round each row of (B, 3, 4) to a grid on which its sums over 8-bit levels are exact in float32."""
     largest_sum = np.abs(matrices) @ np.array([255.0, 255.0, 255.0, 1.0])
-    steps = np.ldexp(1.0, _GRID_BITS - np.frexp(largest_sum)[1])[:, :, None]
+    steps = np.ldexp(1.0, _GRID_BITS - np.frexp(_ROUNDING_MARGIN * largest_sum)[1])[:, :, None]
     on_grid: NDArray[np.float32] = (np.rint(matrices * steps) / steps).astype(np.float32)
     return on_grid
 

@@ -123,7 +123,7 @@ def _sample(image: NDArray[np.uint8], box: Box, pitch_y: float, pitch_x: float, 
         sampled = cv2.resize(image, None, dst=out, fx=1 / pitch_x, fy=1 / pitch_y, interpolation=cv2.INTER_LINEAR)
     else:
         # centres of output pixels to centres of input pixels, both counted from 0; three times slower
-        to_input = np.array([[pitch_x, 0, (pitch_x - 1) / 2], [0, pitch_y, box.top + (pitch_y - 1) / 2]])
+        to_input = np.array([[pitch_x, 0, box.left + (pitch_x - 1) / 2], [0, pitch_y, box.top + (pitch_y - 1) / 2]])
         sampled = cv2.warpAffine(
             image,
             to_input,

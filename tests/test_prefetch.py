@@ -1,0 +1,193 @@
+"""The prefetcher: order of copies, waits and uses; any loader's batches; nothing left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from contracts import worker_threads
+from fakes import FakeSample, make_loader
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from pipeline.loader.batch import Batch
+from pipeline.prefetch import CudaStreams, PrefetchLoader, map_tensors, streams_for
+
+
+class RecordingStreams:
+    """Streams that do nothing and remember everything, in one list."""
+
+    def __init__(self) -> None:
+        self.log: list[tuple[str, Any]] = []
+        self._inside = False
+        self._events = 0
+
+    @contextmanager
+    def side(self) -> Iterator[None]:
+        self._inside = True
+        yield
+        self._inside = False
+
+    def move(self, tensor: Tensor) -> Tensor:
+        assert self._inside, "a copy was issued on the consumer's stream"
+        copy = tensor.clone()
+        self.log.append(("copy", copy.data_ptr()))
+        return copy
+
+    def record(self) -> int:
+        assert self._inside, "the event does not follow the copies"
+        self._events += 1
+        self.log.append(("record", self._events))
+        return self._events
+
+    def wait(self, event: int) -> None:
+        self.log.append(("wait", event))
+
+    def keep(self, tensor: Tensor) -> None:
+        self.log.append(("keep", tensor.data_ptr()))
+
+
+class Pair(NamedTuple):
+    image: Tensor
+    more: dict[str, Any]
+
+
+def test_every_batch_is_copied_recorded_waited_for_and_kept_before_the_consumer_has_it() -> None:
+    streams = RecordingStreams()
+    batches = [torch.full((2,), float(number)) for number in range(5)]
+    for number, batch in enumerate(PrefetchLoader(batches, "cpu", streams=streams), start=1):
+        log = list(streams.log)
+        copied = log.index(("copy", batch.data_ptr()))
+        recorded, waited = log.index(("record", number)), log.index(("wait", number))
+        kept = log.index(("keep", batch.data_ptr()), waited)
+        assert copied < recorded < waited < kept
+
+
+def test_the_stage_runs_on_the_side_stream_before_the_event() -> None:
+    streams = RecordingStreams()
+
+    def stage(batch: Tensor) -> Tensor:
+        streams.log.append(("stage", None))
+        return batch + 1
+
+    (batch,) = PrefetchLoader([torch.zeros(2)], "cpu", streams=streams, stage=stage)
+    assert batch.tolist() == [1, 1]
+    assert [what for what, _ in streams.log] == ["copy", "stage", "record", "wait", "keep"]
+
+
+@pytest.mark.parametrize("num_batches", [1, 2, 5])
+def test_no_more_than_num_batches_are_made_ahead(num_batches: int) -> None:
+    made: list[int] = []
+
+    def numbers() -> Iterator[Tensor]:
+        for number in range(20):
+            made.append(number)
+            yield torch.tensor([number])
+
+    with PrefetchLoader(list(range(0)) or _Once(numbers), "cpu", num_batches=num_batches) as loader:
+        for taken, batch in enumerate(loader):
+            assert batch.item() == taken
+            assert len(made) <= taken + 1 + num_batches
+
+
+class _Once:
+    """An iterable from a generator function."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._function())
+
+
+def test_nested_batches_keep_their_containers_and_other_values() -> None:
+    batch = Pair(torch.ones(2), {"boxes": [torch.zeros(1), "name"], "n": 3})
+    moved = map_tensors(lambda tensor: tensor + 1, (batch, 7))
+    assert type(moved) is tuple
+    pair, seven = moved
+    assert seven == 7
+    assert isinstance(pair, Pair)
+    assert pair.image.tolist() == [2, 2]
+    assert pair.more["boxes"][0].tolist() == [1]
+    assert pair.more["boxes"][1] == "name"
+    assert pair.more["n"] == 3
+
+
+def test_a_torch_dataloader_can_be_wrapped() -> None:
+    dataset = TensorDataset(torch.arange(10.0), torch.arange(10))
+    inner = DataLoader(dataset, batch_size=4)
+    with PrefetchLoader(inner, "cpu") as loader:
+        assert loader.dataset is dataset
+        assert len(loader) == 3
+        for _ in range(2):
+            assert torch.cat([labels for _, labels in loader]).tolist() == list(range(10))
+
+
+def test_a_failure_of_the_loader_reaches_the_consumer_at_its_position() -> None:
+    def numbers() -> Iterator[Tensor]:
+        yield torch.tensor([0])
+        raise OSError("the disk is gone")
+
+    with PrefetchLoader(_Once(numbers), "cpu") as loader:
+        iterator = iter(loader)
+        assert next(iterator).item() == 0
+        with pytest.raises(OSError, match="the disk is gone"):
+            next(iterator)
+
+
+def test_an_empty_loader_yields_nothing() -> None:
+    with PrefetchLoader([], "cpu") as loader:
+        assert list(loader) == []
+
+
+def test_breaking_off_ends_the_thread_at_the_next_epoch_or_at_close() -> None:
+    with make_loader(FakeSample(), num_workers=1) as inner:
+        loader = PrefetchLoader(inner, "cpu")
+        for _ in loader:
+            break
+        assert len(list(loader)) == 5
+        for _ in loader:
+            break
+        loader.close()
+        loader.close()
+        assert {thread.name for thread in worker_threads()} == {"headrace-worker-0"}
+        with pytest.raises(RuntimeError, match="close"):
+            iter(loader)
+
+
+def test_a_second_live_iterator_is_refused() -> None:
+    with PrefetchLoader([torch.zeros(1)] * 3, "cpu") as loader:
+        first = iter(loader)
+        next(first)
+        with pytest.raises(RuntimeError, match="live iterator"):
+            iter(loader)
+        loader.stop()
+        with pytest.raises(RuntimeError, match="abandoned"):
+            next(first)
+
+
+def test_wrong_arguments_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"prefetch\.num_batches must be >= 1, got 0"):
+        PrefetchLoader([], "cpu", num_batches=0)
+    with pytest.raises(ValueError, match=r"prefetch\.device must be cpu or cuda, got meta"):
+        streams_for("meta")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_without_a_cuda_device_says_what_to_use_instead() -> None:
+    with pytest.raises(RuntimeError, match="use auto, cpu or none"):
+        PrefetchLoader([], "cuda")
+
+
+@pytest.mark.gpu
+def test_batches_on_the_gpu_equal_those_on_the_cpu() -> None:
+    device = torch.device("cuda")
+    batches = [Batch(torch.rand(8, 3, 64, 64), torch.arange(8), ids=torch.arange(8)) for _ in range(50)]
+    with PrefetchLoader(batches, device, streams=CudaStreams(device)) as loader:
+        for batch, expected in zip(loader, batches, strict=True):
+            assert batch.images.device.type == "cuda"
+            torch.cuda._sleep(1_000_000)
+            assert torch.equal((batch.images * 1).cpu(), expected.images)
