@@ -3,8 +3,8 @@
 Brightness, contrast, saturation and hue are linear in R, G, B, so in a fixed order they are one 3 x 4 matrix, which
 also takes in the division by 255 and the normalisation. Its entries are rounded to a power-of-two grid so coarse that
 every product with an 8-bit level and every sum is exact in float32. No rounding is left for the order of additions or
-for fused multiply-add to change: NumPy, OpenCV and CUDA give the same floats. The grid costs at most
-1/15 of a level at the strongest jitter, 1/400 on average.
+for fused multiply-add to change: NumPy, OpenCV and CUDA give the same floats. The grid itself costs at most 1/15 of an
+8-bit level at the strongest jitter, and 1/400 on average.
 
 This is not torchvision's ColorJitter: the order is fixed, values are clamped once at the end instead of after each
 operation, contrast turns around a constant grey instead of the image's own mean, and hue rotates the chroma plane of

@@ -1,0 +1,236 @@
+"""Every option of every group, composed and built; and what the builder decides."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from contracts import digest
+from fakes import write_jpegs
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from pipeline._compat import HYDRA_MAIN
+from pipeline.build import build_pipeline
+from pipeline.build_store import build_store
+from pipeline.cache import LRUCache, PinnedCache
+from pipeline.cli import conf_dir
+from pipeline.config import Cache, ConfigError, FolderData, Loader, PipelineConfig, Prefetch, Preload, Transforms
+from pipeline.config.compose import to_config
+from pipeline.decode import Scratch
+from pipeline.sources import ArraySource, FileSource
+from pipeline.stats import Stats
+from pipeline.transforms.device import BatchTransform
+from pipeline.transforms.sample import SampleTransform
+
+CHOICES = {
+    "data": ["tiny", "small", "medium", "large"],
+    "cache": ["none", "lru", "pinned"],
+    "preload": ["none", "ram", "pack"],
+    "prefetch": ["auto", "none", "cpu", "cuda"],
+    "transforms": ["none", "light", "standard", "heavy"],
+    "loader.num_workers": ["0", "2", "auto"],
+    "loader.sampler": ["shuffle", "sequential", "balanced"],
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def configs(root: Path) -> Iterator[Any]:
+    """`configs(*overrides)`: the composed configuration, over 40 synthetic images of 16 pixels."""
+    small = [f"data.root={root}", "data.num_images=40", "loader.batch_size=8", "transforms.size=16"]
+
+    def make(*overrides: str) -> PipelineConfig:
+        with initialize_config_dir(str(conf_dir()), version_base=HYDRA_MAIN.get("version_base")):
+            config = to_config(compose("train", [*overrides, *small]), cwd=str(root))
+        config.preload.dir = str(root / "packs")
+        return config
+
+    yield make
+    GlobalHydra.instance().clear()
+
+
+def without_cuda(config: PipelineConfig) -> bool:
+    return config.prefetch.device == "cuda" and not torch.cuda.is_available()
+
+
+def check(config: PipelineConfig) -> None:
+    """Build it and take a batch; `prefetch=cuda` without CUDA says so instead."""
+    if without_cuda(config):
+        with pytest.raises(RuntimeError, match=r"prefetch\.device=cuda needs a CUDA device"):
+            build_pipeline(config)
+        return
+    with build_pipeline(config) as pipeline:
+        batch = next(iter(pipeline))
+        assert batch.images.shape == (8, 3, 16, 16)
+        assert batch.images.dtype is torch.float32
+        assert len(pipeline) == -(-pipeline.num_samples // 8)
+
+
+@pytest.mark.parametrize(("key", "option"), [(key, option) for key, options in CHOICES.items() for option in options])
+def test_every_option_is_composed_and_built(key: str, option: str, configs: Any) -> None:
+    check(configs(f"{key}={option}"))
+
+
+@pytest.mark.parametrize("tier", CHOICES["data"])
+def test_every_tier_works_with_every_cache_preload_prefetch_and_number_of_workers(tier: str, configs: Any) -> None:
+    composed = configs(f"data={tier}")
+    for policy, mode, device, num_workers in itertools.product(
+        CHOICES["cache"], CHOICES["preload"], CHOICES["prefetch"], (0, 2)
+    ):
+        check(
+            replace(
+                composed,
+                cache=Cache(policy=policy, max_images=30),  # type: ignore[arg-type]  # strings are welcome
+                preload=Preload(mode=mode, dir=composed.preload.dir),  # type: ignore[arg-type]
+                prefetch=Prefetch(device=device),  # type: ignore[arg-type]
+                loader=replace(composed.loader, num_workers=num_workers),
+            )
+        )
+
+
+def test_validation_is_in_order_complete_and_the_same_every_epoch(configs: Any) -> None:
+    config = configs("transforms=heavy", "loader.sampler=balanced", "loader.drop_last=true")
+    with build_pipeline(config, split="val") as pipeline:
+        first, second = ([digest(batch) for batch in pipeline] for _ in range(2))
+        ids = [id for batch in pipeline for id in batch.ids.tolist()]
+    assert first == second
+    assert ids == list(range(pipeline.num_samples))
+    assert pipeline.transforms.resize == "exact"
+
+
+def test_training_and_validation_share_no_file(configs: Any) -> None:
+    config = configs()
+    with build_pipeline(config) as train, build_pipeline(config, split="val") as val:
+        files = [{source.where(id) for id in range(len(source))} for source in (train.source, val.source)]
+    assert not files[0] & files[1]
+    assert len(files[0] | files[1]) == 40
+
+
+def test_another_image_type_is_made_by_the_prefetcher_or_refused(configs: Any) -> None:
+    with build_pipeline(configs("prefetch=cpu", "prefetch.dtype=bfloat16")) as pipeline:
+        assert next(iter(pipeline)).images.dtype is torch.bfloat16
+    with pytest.raises(ConfigError, match=r"prefetch\.dtype=bfloat16 needs prefetch=cpu or prefetch=cuda"):
+        build_pipeline(configs("prefetch=none", "prefetch.dtype=bfloat16"))
+
+
+def test_what_a_device_would_do_equals_what_workers_do(configs: Any) -> None:
+    """The uint8 path end to end, with the CPU standing in for the device."""
+    options = configs("transforms=heavy").transforms.resolved()
+    with build_pipeline(configs()) as pipeline:
+        source = pipeline.source
+    worker, device = SampleTransform(options, normalise=True), SampleTransform(options, normalise=False)
+    assert worker.num_draws == device.num_draws
+    draws = np.random.default_rng(0).random((8, worker.num_draws))
+    floats = np.empty((8, *worker.row_shape), worker.row_dtype)
+    bytes_ = np.empty((8, *device.row_shape), device.row_dtype)
+    for id in range(8):
+        worker(source.read(id), draws[id], floats[id], Scratch())
+        device(source.read(id), draws[id], bytes_[id], Scratch())
+    on_device = BatchTransform(options)(torch.from_numpy(bytes_).permute(0, 3, 1, 2), draws)
+    assert (on_device - torch.from_numpy(floats).permute(0, 3, 1, 2)).abs().max().item() <= 1e-6
+
+
+def store_of(source: Any, cache: Cache, preload: Preload | None = None, **transforms: Any) -> Any:
+    stats = Stats()
+    with ExitStack() as resources:
+        store = build_store(
+            source,
+            cache,
+            preload or Preload(),
+            Transforms(size=16, **transforms),
+            num_threads=2,
+            name="test",
+            stats=stats,
+            resources=resources,
+        )
+        return store, stats
+
+
+@pytest.mark.parametrize(("max_gib", "kind"), [(1.0, np.ndarray), (1e-4, bytes)])
+def test_auto_keeps_pixels_if_all_fit_and_bytes_otherwise(max_gib: float, kind: type, tmp_path: Path) -> None:
+    paths = write_jpegs(tmp_path, 10)
+    store, _ = store_of(FileSource(paths, range(10)), Cache(policy="lru", max_gib=max_gib))  # type: ignore[arg-type]
+    assert isinstance(store.load(0), kind)
+
+
+def test_a_decoded_store_keeps_what_max_side_makes_of_an_image(tmp_path: Path) -> None:
+    paths = write_jpegs(tmp_path, 2, height=60, width=80)
+    store, _ = store_of(FileSource(paths, range(2)), Cache(policy="pinned"), max_side=40)  # type: ignore[arg-type]
+    assert store.load(0).shape == (30, 40, 3)
+
+
+def test_policies_are_the_ones_named(tmp_path: Path) -> None:
+    source = FileSource(write_jpegs(tmp_path, 4), range(4))
+    for policy, kind in (("lru", LRUCache), ("pinned", PinnedCache)):
+        store, _ = store_of(source, Cache(policy=policy, max_images=2))  # type: ignore[arg-type]
+        assert type(store.cache) is kind
+        assert store.cache.capacity == 2
+    store, _ = store_of(source, Cache())
+    assert store.cache is None
+
+
+def test_each_file_is_read_once_while_it_fits(tmp_path: Path) -> None:
+    paths = write_jpegs(tmp_path / "train" / "a", 8) + write_jpegs(tmp_path / "val" / "a", 1)
+    config = PipelineConfig(
+        data=FolderData(root=str(tmp_path)),
+        cache=Cache(policy="pinned"),  # type: ignore[arg-type]
+        loader=Loader(num_workers=3, batch_size=2),
+        transforms=Transforms(size=16),
+    )
+    with build_pipeline(config) as pipeline:
+        for _ in range(3):
+            for _ in pipeline:
+                pass
+        stats = pipeline.stats()
+    assert len(paths) == 9
+    assert (stats["read_count"], stats["decode_count"], stats["transform_count"]) == (8, 8, 24 + 4)
+    assert stats["cache_hit_pct"] > 50
+
+
+def test_a_preload_that_does_not_fit_says_how_much_did_and_what_to_change(tmp_path: Path) -> None:
+    source = FileSource(write_jpegs(tmp_path, 10), range(10))
+    cache = Cache(store="decoded", max_gib=5 * 60 * 80 * 3 / 2**30)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"room for 5 of 10 images .* raise cache\.max_gib"):
+        store_of(source, cache, Preload(mode="ram"))  # type: ignore[arg-type]
+
+
+def test_a_budget_above_what_is_free_is_refused(tmp_path: Path) -> None:
+    source = FileSource(write_jpegs(tmp_path, 1), range(1))
+    with pytest.raises(ValueError, match=r"cache\.max_gib=1e\+06 is more than the .* GiB that are free"):
+        store_of(source, Cache(policy="lru", max_gib=1e6))  # type: ignore[arg-type]
+
+
+def test_a_changed_file_is_packed_again_and_an_unchanged_set_is_not(tmp_path: Path) -> None:
+    paths = write_jpegs(tmp_path / "images", 3)
+    preload = Preload(mode="pack", dir=str(tmp_path / "packs"))  # type: ignore[arg-type]
+
+    def packed() -> dict[Path, int]:
+        """Build the store; the packs there are then, with their times."""
+        store_of(FileSource(paths, range(3)), Cache(), preload)
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "packs").glob("*.pack")}
+
+    first = packed()
+    assert packed() == first
+    paths[0].write_bytes(paths[1].read_bytes())
+    assert len(packed()) == 2
+
+
+def test_pixels_cannot_be_packed_and_need_no_decoding(tmp_path: Path) -> None:
+    source = ArraySource(np.zeros((4, 16, 16, 3), np.uint8), range(4))
+    with pytest.raises(ValueError, match="use preload=ram"):
+        store_of(source, Cache(), Preload(mode="pack", dir=str(tmp_path)))  # type: ignore[arg-type]
+    store, stats = store_of(source, Cache(store="decoded"), Preload(mode="ram"))  # type: ignore[arg-type]
+    assert store.load(3).shape == (16, 16, 3)
+    assert stats.summary()["decode_count"] == 0
