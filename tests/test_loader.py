@@ -15,7 +15,7 @@ import torch
 from contracts import assert_same_batches, digest, worker_threads
 from fakes import FakeSample, Gates, make_loader
 
-from pipeline.sampler import SequentialSampler
+from pipeline.sampler import Sampler, SequentialSampler, ShuffleSampler, WeightedSampler
 
 WORKERS = [0, 1, 3]
 
@@ -270,6 +270,37 @@ def test_close_does_not_wait_for_samples_that_have_not_begun() -> None:
     closing.join(60)
     assert not closing.is_alive()
     assert len(sample.made) <= 8, "tasks behind the one that ran were made all the same"
+
+
+def test_an_abandoned_batch_is_waited_for_before_its_slot_is_used_again() -> None:
+    gates = Gates({0})
+    sample = FakeSample(gates)
+    with make_loader(sample, sampler=SequentialSampler(20), num_workers=2) as loader:
+        iter(loader)
+        gates.arrived[0].wait(60)
+        opening = threading.Timer(0.05, gates.open, [0])
+        opening.start()
+        loader.set_epoch(3)
+        assert 0 in sample.made, "the slot of a batch that is still written to was given back"
+        opening.join()
+        assert len(list(loader)) == 5
+
+
+def test_draws_follow_the_id_and_not_the_position() -> None:
+    def draws_of(sampler: Sampler) -> dict[int, float]:
+        with make_loader(FakeSample(), sampler=sampler) as loader:
+            return {
+                id: row for batch in loader for id, row in zip(batch.ids.tolist(), batch.draws.tolist(), strict=True)
+            }
+
+    assert draws_of(SequentialSampler(20)) == draws_of(ShuffleSampler(20, seed=0))
+
+
+def test_copies_of_an_id_in_an_epoch_have_draws_of_their_own() -> None:
+    sampler = WeightedSampler([1.0] + [0.0] * 19, seed=0)
+    with make_loader(FakeSample(), sampler=sampler) as loader:
+        draws = [float(value) for batch in loader for value in batch.draws[:, 0]]
+    assert len(set(draws)) == 20
 
 
 def test_a_collected_loader_ends_its_threads() -> None:

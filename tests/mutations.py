@@ -1,0 +1,402 @@
+"""Named one-line breakages of the code, each with the test that must fail.
+
+`python tests/mutations.py [NAME ...]` prints which were caught; `test_mutations.py` runs all of them. Each mutation
+edits a copy of the package, and its test runs in a child forked from a process that has the heavy imports already and
+no thread: a fresh interpreter for each would take most of the time. As a control, all the tests must pass on an unedited
+copy: else a test that always fails there would seem to catch everything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+CONTROL = "(no edit: every test passes)"
+
+
+class Mutation(NamedTuple):
+    """In `file`, `old` (which stands there once) becomes `new`; then `test` must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MUTATIONS = [
+    Mutation(
+        "slice a slot after its finalizer was set",
+        "loader/slots.py",
+        "        finalizer.atexit = False\n        return rows, False",
+        "        finalizer.atexit = False\n        return rows[:], False",
+        "test_slots.py::test_a_slot_is_used_again_after_its_last_view_died_and_not_before",
+    ),
+    Mutation(
+        "give a slot back when it is lent",
+        "loader/slots.py",
+        "        finalizer.atexit = False\n",
+        "        finalizer()\n",
+        "test_contract.py::test_every_loader_keeps_the_contract[threads]",
+    ),
+    Mutation(
+        "lend slots without bound",
+        "loader/slots.py",
+        "if self.num_lent >= self._max_lent:",
+        "if False:",
+        "test_slots.py::test_batches_held_beyond_the_bound_are_private_copies",
+    ),
+    Mutation(
+        "ignore the rank",
+        "loader/order.py",
+        "rank=self.rank,",
+        "rank=0,",
+        "test_loader.py::test_ranks_share_every_global_batch_between_them",
+    ),
+    Mutation(
+        "draw without the epoch",
+        "loader/order.py",
+        "draws(self.seed, epoch, ids,",
+        "draws(self.seed, 0, ids,",
+        "test_contract.py::test_augmentation_differs_between_epochs_from_a_cache_too",
+    ),
+    Mutation(
+        "draw by position instead of id",
+        "loader/order.py",
+        "draws(self.seed, epoch, ids,",
+        "draws(self.seed, epoch, positions,",
+        "test_loader.py::test_draws_follow_the_id_and_not_the_position",
+    ),
+    Mutation(
+        "give copies of an id the same draws",
+        "loader/order.py",
+        "positions if self.sampler.with_replacement else 0",
+        "0",
+        "test_loader.py::test_copies_of_an_id_in_an_epoch_have_draws_of_their_own",
+    ),
+    Mutation(
+        "return a batch before all its tasks have ended",
+        "loader/job.py",
+        "last = self._remaining == 0",
+        "last = True",
+        "test_loader.py::test_one_slow_sample_does_not_stop_the_rest_of_its_batch",
+    ),
+    Mutation(
+        "swallow a sample's failure",
+        "loader/job.py",
+        "job.failures.append((row, error))",
+        "pass",
+        "test_loader.py::test_a_failure_arrives_at_its_position_as_itself",
+    ),
+    Mutation(
+        "raise the last of a batch's failures",
+        "loader/job.py",
+        "return min(failures,",
+        "return max(failures,",
+        "test_loader.py::test_of_two_failures_in_a_batch_the_first_row_wins_whichever_came_first",
+    ),
+    Mutation(
+        "reuse an abandoned batch's slot while it is written to",
+        "loader/loader.py",
+        "            job.wait()  # a slot may be written to until its last task has ended\n",
+        "",
+        "test_loader.py::test_an_abandoned_batch_is_waited_for_before_its_slot_is_used_again",
+    ),
+    Mutation(
+        "count batches fetched ahead in the state",
+        "loader/loader.py",
+        "return self.state_at(*self._handed)",
+        "return self.state_at(*(self._to_plan or self._handed))",
+        "test_loader.py::test_the_state_counts_batches_handed_over_not_batches_made_ahead",
+    ),
+    Mutation(
+        "allow two live iterators",
+        "loader/loader.py",
+        "if live is not None and not live.finished:",
+        "if False:",
+        "test_loader.py::test_a_second_live_iterator_is_refused_until_the_first_is_dropped",
+    ),
+    Mutation(
+        "make ahead after the last epoch",
+        "loader/loader.py",
+        "if self._read_ahead and not known_last else None",
+        "if self._read_ahead else None",
+        "test_loader.py::test_nothing_is_made_after_the_known_last_epoch",
+    ),
+    Mutation(
+        "leave the threads running at close",
+        "loader/executors.py",
+        "                self._tasks.put(None)\n",
+        "                pass\n",
+        "test_loader.py::test_a_collected_loader_ends_its_threads",
+    ),
+    Mutation(
+        "continue another seed's state",
+        "loader/state.py",
+        '("seed", order.seed), ',
+        "",
+        "test_loader.py::test_a_state_of_another_order_is_refused",
+    ),
+    Mutation(
+        "drop the wait for the copy",
+        "prefetch.py",
+        "            self._streams.wait(item.event)\n",
+        "",
+        "test_prefetch.py::test_every_batch_is_copied_recorded_waited_for_and_kept_before_the_consumer_has_it",
+    ),
+    Mutation(
+        "drop the guard of the consumer's memory",
+        "prefetch.py",
+        "            map_tensors(self._keep, item.batch)\n",
+        "",
+        "test_prefetch.py::test_every_batch_is_copied_recorded_waited_for_and_kept_before_the_consumer_has_it",
+    ),
+    Mutation(
+        "record the event before the stage",
+        "prefetch.py",
+        "                    batch = map_tensors(streams.move, batch)\n",
+        "                    batch = map_tensors(streams.move, batch)\n                    event = streams.record()\n",
+        "test_prefetch.py::test_the_stage_runs_on_the_side_stream_before_the_event",
+    ),
+    Mutation(
+        "prefetch without bound",
+        "prefetch.py",
+        "                self._room.acquire()\n",
+        "",
+        "test_prefetch.py::test_no_more_than_num_batches_are_made_ahead",
+    ),
+    Mutation(
+        "lose the loader's failure in the prefetcher",
+        "prefetch.py",
+        "            self.ready.put(_Failed(error))",
+        "            self.ready.put(None)",
+        "test_prefetch.py::test_a_failure_of_the_loader_reaches_the_consumer_at_its_position",
+    ),
+    Mutation(
+        "count prefetched batches in a pipeline's state",
+        "build.py",
+        "            self._handed = (batch.epoch, batch.step + 1)\n",
+        "            self._handed = None\n",
+        "test_contract.py::test_a_run_resumed_in_the_middle_of_an_epoch_equals_one_that_was_not[1-cpu]",
+    ),
+    Mutation(
+        "leave cached pixels writable",
+        "cache/load.py",
+        "                sample.flags.writeable = False\n",
+        "                pass\n",
+        "test_cache.py::test_cached_pixels_cannot_be_written_to",
+    ),
+    Mutation(
+        "load an id twice at once",
+        "cache/load.py",
+        "            landed.wait()\n",
+        "            break\n",
+        "test_cache.py::test_a_load_in_flight_is_waited_for_and_never_begun_twice",
+    ),
+    Mutation(
+        "return a cached augmentation",
+        "loader/sample.py",
+        "            self._transform(sample, draws, row, scratch, clock)\n",
+        "            made = self.__dict__.setdefault('made', {})\n"
+        "            id in made or self._transform(sample, draws, row, scratch, clock)\n"
+        "            row[...] = made.setdefault(id, row.copy())\n",
+        "test_contract.py::test_augmentation_differs_between_epochs_from_a_cache_too",
+    ),
+    Mutation(
+        "keep a view of scratch memory in the cache",
+        "build_store.py",
+        "decode(sample, inspect(sample), Scratch())",
+        "decode(sample, inspect(sample), self.__dict__.setdefault('scratch', Scratch()))",
+        "test_contract.py::test_scheduling_never_changes_a_byte",
+    ),
+    Mutation(
+        "evict from a pinned cache",
+        "cache/pinned.py",
+        "len(self._entries) >= self._capacity:\n                return",
+        "len(self._entries) >= self._capacity:\n                self._entries.popitem(last=False)",
+        "test_cache.py::test_under_a_reshuffle_every_epoch_hit_rates_are_those_of_theory",
+    ),
+    Mutation(
+        "evict the most recently used",
+        "cache/lru.py",
+        "self._entries.popitem(last=False)",
+        "self._entries.popitem(last=True)",
+        "test_cache.py::test_the_least_recently_used_entry_goes_first_and_a_get_is_a_use",
+    ),
+    Mutation(
+        "build a pack in place",
+        "cache/pack.py",
+        'aside = path.with_suffix(f".{os.getpid()}.tmp")',
+        "aside = path",
+        "test_pack.py::test_a_build_killed_in_the_middle_is_never_taken_for_a_whole_one",
+    ),
+    Mutation(
+        "open a pack of other data",
+        "cache/pack.py",
+        " or found != _key_bytes(key)",
+        "",
+        "test_pack.py::test_a_pack_for_other_data_is_built_again",
+    ),
+    Mutation(
+        "ignore what page cache a group could give up",
+        "machine.py",
+        'stat.get("total_inactive_file", stat.get("inactive_file", 0))',
+        "0",
+        "test_machine.py::test_memory_is_what_the_tightest_parent_leaves_its_inactive_page_cache_included",
+    ),
+    Mutation(
+        "store the permutation's walk only once",
+        "sampler.py",
+        "            outside = outside[walked >= self.num_samples]\n",
+        "            outside = outside[:0]\n",
+        "test_sampler.py::test_a_number_walks_as_often_as_it_takes_to_be_inside",
+    ),
+    Mutation(
+        "draw the same for neighbouring occurrences",
+        "draws.py",
+        "ids + (occurrence << _ID_BITS)",
+        "ids",
+        "test_draws.py::test_no_two_seeds_epochs_ids_or_occurrences_share_a_draw",
+    ),
+    Mutation(
+        "accept a truncated JPEG",
+        "decode.py",
+        "            buffer=buffer,\n            strict=True,",
+        "            buffer=buffer,\n            strict=False,",
+        "test_decode.py::test_a_truncated_image_is_an_error_and_never_half_grey",
+    ),
+    Mutation(
+        "decode with the fast DCT",
+        "decode.py",
+        "fastdct=False,",
+        "fastdct=True,",
+        "test_decode.py::test_plain_jpegs_are_bit_identical_to_pillow",
+    ),
+    Mutation(
+        "sample without a low-pass",
+        "transforms/resize.py",
+        "    if taps_y == taps_x == 1:\n",
+        "    if True:\n",
+        "test_resize.py::test_fast_stays_within_its_bound_of_antialiased",
+    ),
+    Mutation(
+        "resize evaluation by the fast way",
+        "config/transforms.py",
+        "decode=Decode.full, resize=Resize.exact)",
+        "decode=Decode.full, resize=Resize.fast)",
+        "test_build.py::test_validation_is_in_order_complete_and_the_same_every_epoch",
+    ),
+    Mutation(
+        "flip every image",
+        "transforms/sample.py",
+        "draws[self._flip_column] < self._options.flip",
+        "draws[self._flip_column] >= 0",
+        "test_transforms.py::test_the_flip_mirrors_the_row_when_its_draw_is_below_the_probability",
+    ),
+    Mutation(
+        "give every image of a batch the first one's colour",
+        "transforms/device.py",
+        "self._jitter.matrices(draws))",
+        "self._jitter.matrices(draws[:1].repeat(len(draws), axis=0)))",
+        "test_transforms.py::test_workers_and_devices_agree",
+    ),
+    Mutation(
+        "weigh an uneven last batch like a full one",
+        "training/evaluate.py",
+        "num_samples += len(labels)",
+        "num_samples += 4",
+        "test_training.py::test_evaluation_counts_each_sample_once_with_short_and_empty_batches",
+    ),
+    Mutation(
+        "write a checkpoint in place",
+        "training/checkpoint.py",
+        'aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")',
+        "aside = path",
+        "test_training.py::test_a_checkpoint_that_cannot_be_written_leaves_the_old_one_and_no_rubbish",
+    ),
+    Mutation(
+        "let evaluation share files with training",
+        "sources/synthetic.py",
+        'return held_out if split == "val" else ~held_out',
+        "return held_out if split == 'val' else held_out | ~held_out",
+        "test_synthetic.py::test_the_splits_are_disjoint_balanced_and_together_everything",
+    ),
+    Mutation(
+        "accept a key that no schema has",
+        "config/compose.py",
+        "        if name not in names:",
+        "        if False:",
+        "test_config.py::test_a_wrong_override_is_one_line_with_key_value_and_nearest_choice",
+    ),
+]
+
+
+def check(mutation: Mutation) -> str:
+    """Run the mutation's test on an edited copy; "caught", or what happened instead."""
+    source = (ROOT / "pipeline" / mutation.file).read_text()
+    if source.count(mutation.old) != 1:
+        return f"the text to change stands {source.count(mutation.old)} times in {mutation.file}"
+    code = run_tests([mutation.test], edit=(mutation.file, source.replace(mutation.old, mutation.new)))
+    # pytest's exit codes: 1 is a failed test; 4 and 5 say that the test was not found, 2 that it could not run.
+    return "caught" if code == 1 else f"not caught (exit code {code} of {mutation.test})"
+
+
+def run_tests(tests: list[str], edit: tuple[str, str] | None = None) -> int:
+    """pytest's exit code for `tests` in a forked child, on a copy of the project in which `edit` was made."""
+    with tempfile.TemporaryDirectory(prefix="headrace-mutant-") as directory:
+        child = os.fork()
+        if child == 0:
+            try:
+                os._exit(_run_in_copy(Path(directory), tests, edit))
+            except BaseException:
+                traceback.print_exc(file=sys.__stderr__)
+                os._exit(70)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _run_in_copy(directory: Path, tests: list[str], edit: tuple[str, str] | None) -> int:
+    for part in ("pipeline", "conf", "tests"):
+        shutil.copytree(ROOT / part, directory / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("pyproject.toml", "train.py", "bench.py"):
+        shutil.copy(ROOT / part, directory / part)
+    if edit is not None:
+        (directory / "pipeline" / edit[0]).write_text(edit[1])
+    os.chdir(directory)
+    sys.path.insert(0, str(directory))
+    os.environ["PYTHONPATH"] = str(directory)
+    nowhere = os.open(os.devnull, os.O_WRONLY)  # children report by their exit code; a crash still shows on stderr
+    os.dup2(nowhere, 1)
+    import pytest
+
+    options = ["-x", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=0"]
+    code = pytest.main([*options, *(f"tests/{test}" for test in dict.fromkeys(tests))])
+    assert Path(sys.modules["pipeline"].__file__ or "").is_relative_to(directory), "the copy was not what ran"
+    return int(code)
+
+
+def main(names: list[str]) -> int:
+    """Check the mutations named, or all; print a line each and, for the test suite, the results as JSON."""
+    import cv2  # noqa: F401  here and below: heavy imports that children inherit
+    import matplotlib.pyplot  # noqa: F401
+    import torch  # noqa: F401
+    import torchvision  # noqa: F401
+
+    chosen = [mutation for mutation in MUTATIONS if not names or mutation.name in names]
+    control = run_tests([mutation.test for mutation in chosen])
+    results = {CONTROL: "passed" if control == 0 else f"exit code {control} without any edit"}
+    for mutation in chosen:
+        results[mutation.name] = check(mutation)
+        sys.stderr.write(f"{mutation.name:58} {results[mutation.name]}\n")
+    sys.stdout.write(json.dumps(results) + "\n")
+    return int(any(result not in ("caught", "passed") for result in results.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
