@@ -129,7 +129,7 @@ def test_an_experiment_beats_the_primary_file_and_the_command_line_beats_both() 
 
 @pytest.mark.parametrize("name", ["none", "light", "standard", "heavy"])
 def test_transforms_named_in_python_equal_the_yaml_option(name: str) -> None:
-    assert Transforms.named(name, size=64) == config(f"transforms={name}").transforms
+    assert Transforms.named(name) == config(f"transforms={name}", program="bench").transforms
 
 
 def test_one_seed_moves_batches_and_weights_unless_the_run_has_its_own() -> None:

@@ -58,6 +58,19 @@ def test_one_slow_sample_does_not_stop_the_rest_of_its_batch() -> None:
         assert next(iterator).ids.tolist() == list(range(8))
 
 
+def test_a_batch_is_handed_over_only_when_its_last_sample_is_made() -> None:
+    gates = Gates({0})
+    sample = FakeSample(gates)
+    with make_loader(sample, sampler=SequentialSampler(20), num_workers=2, batch_size=8) as loader:
+        iterator = iter(loader)
+        sample.wait_until_made(*range(1, 8))
+        opening = threading.Timer(0.05, gates.open, [0])
+        opening.start()
+        next(iterator)
+        assert 0 in sample.made
+        opening.join()
+
+
 @pytest.mark.parametrize("prefetch_factor", [1, 2, 4])
 def test_prefetch_factor_bounds_the_batches_in_flight(prefetch_factor: int) -> None:
     sample = FakeSample()

@@ -33,7 +33,7 @@ class Optim:
 
     name: OptimName = OptimName.sgd
     """Which optimizer."""
-    lr: float = 0.1
+    lr: float = 1.6
     """Learning rate for a global batch of 256; the one used is `lr * batch_size * nproc / 256`."""
     momentum: float = 0.9
     """Momentum of sgd, in [0, 1); adamw does not use it."""
@@ -53,7 +53,7 @@ class Optim:
     def __post_init__(self) -> None:
         self.name = choice("optim.name", self.name, OptimName)
         self.amp = choice("optim.amp", self.amp, Amp)
-        self.lr = real("optim.lr", self.lr, low=0, low_open=True, cure="0.1 is the usual one for sgd")
+        self.lr = real("optim.lr", self.lr, low=0, low_open=True, cure="1.6 is the usual one for sgd")
         self.momentum = real("optim.momentum", self.momentum, low=0, high=1, high_open=True, cure="0 is off")
         self.weight_decay = real("optim.weight_decay", self.weight_decay, low=0, cure="0 is off")
         self.nesterov = flag("optim.nesterov", self.nesterov)
