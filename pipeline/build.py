@@ -76,12 +76,13 @@ class Pipeline:
         """Begin the next epoch, or continue a loaded state. RuntimeError when another iterator is live."""
         if self._prefetcher is None:
             return iter(self._loader)
-        return self._prefetched(self._prefetcher)
+        upcoming = self._loader.upcoming
+        batches = iter(self._prefetcher)
+        self._handed = upcoming
+        return self._counted(batches)
 
-    def _prefetched(self, prefetcher: PrefetchLoader) -> Iterator[Batch]:
-        prefetcher.stop()
-        self._handed = self._loader.upcoming
-        for batch in prefetcher:
+    def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
             self._handed = (batch.epoch, batch.step + 1)
             yield batch
 
@@ -183,7 +184,17 @@ def build_pipeline(
 
 
 def open_source(data: Data, split: Split) -> Source:
-    """The samples of `split`. Synthetic data is generated first if it is not there."""
+    """The samples of `split`. Synthetic data is generated first if it is not there.
+
+    Raises ConfigError for data that is not what the configuration says it is.
+    """
+    try:
+        return _open_source(data, split)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _open_source(data: Data, split: Split) -> Source:
     if isinstance(data, SyntheticData):
         return open_synthetic(
             str(data.root),

@@ -246,6 +246,7 @@ class PrefetchLoader:
         self.close()
 
     def _batches(self, pull: _Pull) -> Iterator[Any]:
+        num_batches = 0
         while pull is self._pull:
             began = time.perf_counter()
             item = pull.ready.get()
@@ -258,9 +259,20 @@ class PrefetchLoader:
             pull.took_one()
             self._streams.wait(item.event)
             map_tensors(self._keep, item.batch)
+            num_batches += 1
+            is_last = self._is_last(item.batch, num_batches)
+            if is_last:
+                self._live = None  # whoever counts batches may never ask for the one after the last
             yield item.batch
             del item
+            if is_last and pull is not self._pull:
+                return
         raise RuntimeError("this iterator was abandoned by stop() or close()")
+
+    def _is_last(self, batch: Any, num_batches: int) -> bool:
+        if not isinstance(self.loader, Sized):
+            return False
+        return (batch.step + 1 if isinstance(batch, Batch) else num_batches) == len(self.loader)
 
     def _keep(self, tensor: Tensor) -> Tensor:
         self._streams.keep(tensor)

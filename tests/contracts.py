@@ -39,6 +39,7 @@ def assert_loader_contract(make: MakeLoader, paths: Sequence[Path], broken: Path
     labels = list(range(len(paths)))
     _every_id_once_with_its_label(make, paths, labels)
     _same_seed_same_bytes_and_next_epoch_differs(make, paths, labels)
+    _one_iterator_is_live_at_a_time(make, paths, labels)
     _early_break_leaves_a_loader_that_works(make, paths, labels)
     _a_kept_batch_never_changes(make, paths, labels)
     _a_failure_arrives_at_its_position(make, paths, labels, broken)
@@ -67,6 +68,21 @@ def _same_seed_same_bytes_and_next_epoch_differs(make: MakeLoader, paths: Sequen
         assert first != second, "two epochs are alike"
         assert first != [digest(batch) for batch in other], "two seeds are alike"
         assert second == [digest(batch) for batch in same]
+
+
+def _one_iterator_is_live_at_a_time(make: MakeLoader, paths: Sequence[Path], labels: list[int]) -> None:
+    with make(paths, labels) as loader:
+        first = iter(loader)
+        next(first)
+        with pytest.raises(RuntimeError, match="live iterator"):
+            iter(loader)
+        for _ in range(len(loader) - 1):
+            next(first)
+        second = iter(loader)  # the first has given its last batch, though nobody has met its StopIteration
+        assert next(second).epoch == 1
+        del first, second
+        loader.set_epoch(5)
+        assert next(iter(loader)).epoch == 5
 
 
 def _early_break_leaves_a_loader_that_works(make: MakeLoader, paths: Sequence[Path], labels: list[int]) -> None:

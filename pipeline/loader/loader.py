@@ -87,7 +87,7 @@ class Loader:
                 "or call set_epoch(epoch) to abandon it and begin that epoch"
             )
         epoch, step = self._upcoming
-        iterator = _Epoch(self, epoch, step)
+        iterator = _Epoch(self, step)
         self._live = weakref.ref(iterator)
         self._upcoming = (epoch + 1, 0)
         self._handed = (epoch, step)
@@ -236,10 +236,9 @@ class Loader:
 class _Epoch:
     """The one live iterator of a loader."""
 
-    def __init__(self, loader: Loader, epoch: int, step: int) -> None:
-        self.finished = False
+    def __init__(self, loader: Loader, step: int) -> None:
+        self.finished = step >= len(loader)
         self._loader = loader
-        self._epoch = epoch
         self._step = step
 
     def __iter__(self) -> Self:
@@ -251,13 +250,12 @@ class _Epoch:
         loader = self._loader
         if loader._live is None or loader._live() is not self:
             raise RuntimeError("this iterator was abandoned by close(), set_epoch() or load_state_dict()")
-        if self._step >= len(loader):
-            self.finished = True
-            raise StopIteration
         try:
             batch = loader._next_batch()
         except Exception:
             self.finished = True
             raise
         self._step += 1
+        # Whoever counts batches may never ask for the one after the last: that iterator is over too.
+        self.finished = self._step >= len(loader)
         return batch
