@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.sources import FileSource, generate_synthetic, generation, open_folder, open_synthetic, synthetic
 from pipeline.lock import file_lock
+from pipeline.sources import FileSource, generate_synthetic, generation, open_folder, open_synthetic, synthetic
 from pipeline.sources.motifs import motif_names
 from pipeline.sources.pictures import BITS_PER_PIXEL, SIZE, SIZE_SPREAD, encode, fractal, paint
 

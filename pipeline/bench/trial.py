@@ -24,6 +24,8 @@ from pipeline.training.environment import commit, host, plain, versions
 
 PROJECT = "headrace"
 CEILING = "decode ceiling"
+CPU_TICK_S = 0.01
+"""What the system counts CPU time in: a pass too short for one tick is taken to have used it."""
 
 
 @dataclass(slots=True)
@@ -79,7 +81,7 @@ def _rounds(streams: dict[str, Stream], repeats: int, *, warmup: int, num_batche
             samples = _consume(stream, num_batches)
             wall_s, cpu_s = time.perf_counter() - wall_s, _cpu_s() - cpu_s
             measured[name].samples_per_sec.append(samples / wall_s)
-            measured[name].samples_per_cpu_sec.append(samples / cpu_s)
+            measured[name].samples_per_cpu_sec.append(samples / max(cpu_s, CPU_TICK_S))
     return measured
 
 
