@@ -242,7 +242,10 @@ def assemble(
     memory_format: str = "channels_last",
     pin_memory: bool = False,
 ) -> Pipeline:
-    """Put a pipeline together from an open source; `config.data` and `config.transforms` are not looked at."""
+    """Put a pipeline together from an open source; `config.data` and `config.transforms` are not looked at.
+
+    The pipeline owns what is made here and closes `source`, if that can be closed.
+    """
     prefetch_device = _prefetch_device(config, device)
     on_device = prefetch_device is not None and prefetch_device.type != "cpu"
     num_workers = config.loader.resolved_num_workers(num_cores())
@@ -262,7 +265,6 @@ def assemble(
         )
         # Workers colour and normalise unless the batch goes to a device: bytes travel there in a quarter of the time.
         transform = SampleTransform(transforms, normalise=not on_device, memory_format=memory_format)
-        sample = MakeSample(store.load, transform, where=source.where, stats=stats)
         order = Order(
             sampler=sampler,
             labels=source.labels,
@@ -272,11 +274,10 @@ def assemble(
             rank=rank,
             world_size=world_size,
             drop_last=drop_last,
-            fingerprint=source.fingerprint(),
+            fingerprint=f"{type(sampler).__name__}-{source.fingerprint()}",
         )
-        executor: Executor = SerialExecutor(sample)
-        if num_workers:
-            executor = ThreadExecutor(sample, num_workers=num_workers, in_flight=config.loader.prefetch_factor)
+        sample = MakeSample(store.load, transform, where=source.where, stats=stats)
+        executor = _executor(config, sample, num_workers)
         resources.callback(executor.close)
         loader = Loader(
             order,
@@ -289,23 +290,24 @@ def assemble(
             stats=stats,
         )
         resources.callback(loader.close)
-        prefetcher = None
         stage = _device_stage(config, transforms, on_device=on_device)
         if pin_memory and not on_device and torch.cuda.is_available():
             # For a user who copies to the device himself: pages of torch's own allocator, never slots of ours.
             prefetch_device, stage = torch.device("cpu"), Batch.pin_memory
+        prefetcher = None
         if prefetch_device is not None:
             prefetcher = PrefetchLoader(loader, prefetch_device, num_batches=config.prefetch.num_batches, stage=stage)
             resources.callback(prefetcher.close)
-        return Pipeline(
-            source=source,
-            transforms=transforms,
-            store=store,
-            loader=loader,
-            prefetcher=prefetcher,
-            resources=resources.pop_all(),
-        )
-    raise AssertionError("unreachable: ExitStack passes exceptions on")
+        owned = resources.pop_all()
+    return Pipeline(
+        source=source, transforms=transforms, store=store, loader=loader, prefetcher=prefetcher, resources=owned
+    )
+
+
+def _executor(config: PipelineConfig, sample: MakeSample, num_workers: int) -> Executor:
+    if num_workers == 0:
+        return SerialExecutor(sample)
+    return ThreadExecutor(sample, num_workers=num_workers, in_flight=config.loader.prefetch_factor)
 
 
 def _prefetch_device(config: PipelineConfig, device: torch.device) -> torch.device | None:

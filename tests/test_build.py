@@ -65,7 +65,7 @@ def without_cuda(config: PipelineConfig) -> bool:
     return config.prefetch.device == "cuda" and not torch.cuda.is_available()
 
 
-def check(config: PipelineConfig) -> None:
+def assert_builds(config: PipelineConfig) -> None:
     """Build it and take a batch; `prefetch=cuda` without CUDA says so instead."""
     if without_cuda(config):
         with pytest.raises(RuntimeError, match=r"prefetch\.device=cuda needs a CUDA device"):
@@ -80,7 +80,7 @@ def check(config: PipelineConfig) -> None:
 
 @pytest.mark.parametrize(("key", "option"), [(key, option) for key, options in CHOICES.items() for option in options])
 def test_every_option_is_composed_and_built(key: str, option: str, configs: Any) -> None:
-    check(configs(f"{key}={option}"))
+    assert_builds(configs(f"{key}={option}"))
 
 
 @pytest.mark.parametrize("tier", CHOICES["data"])
@@ -89,7 +89,7 @@ def test_every_tier_works_with_every_cache_preload_prefetch_and_number_of_worker
     for policy, mode, device, num_workers in itertools.product(
         CHOICES["cache"], CHOICES["preload"], CHOICES["prefetch"], (0, 2)
     ):
-        check(
+        assert_builds(
             replace(
                 composed,
                 cache=Cache(policy=policy, max_images=30),  # type: ignore[arg-type]  # strings are welcome

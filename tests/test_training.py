@@ -522,7 +522,7 @@ def test_a_constant_rate_stays_after_a_warm_up_of_any_length(warmup_epochs: floa
 
 @pytest.mark.parametrize(
     ("optim", "kind"),
-    [(Optim(name="sgd"), torch.optim.SGD), (Optim(name="adamw"), torch.optim.AdamW)],
+    [(Optim(name="sgd", lr=0.1), torch.optim.SGD), (Optim(name="adamw", lr=0.1), torch.optim.AdamW)],
     ids=["sgd", "adamw"],
 )
 def test_norms_and_biases_are_not_decayed_and_the_rate_grows_with_the_batch(
