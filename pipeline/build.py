@@ -65,8 +65,8 @@ class Pipeline:
         self._store = store
         self._loader = loader
         self._prefetcher = prefetcher
+        self._batches: Loader | PrefetchLoader = loader if prefetcher is None else prefetcher
         self._resources = resources
-        self._handed: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         """Batches in a whole epoch; the same on every rank."""
@@ -74,17 +74,7 @@ class Pipeline:
 
     def __iter__(self) -> Iterator[Batch]:
         """Begin the next epoch, or continue a loaded state. RuntimeError when another iterator is live."""
-        if self._prefetcher is None:
-            return iter(self._loader)
-        upcoming = self._loader.upcoming
-        batches = iter(self._prefetcher)
-        self._handed = upcoming
-        return self._counted(batches)
-
-    def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        for batch in batches:
-            self._handed = (batch.epoch, batch.step + 1)
-            yield batch
+        return iter(self._batches)
 
     @property
     def dataset(self) -> Source:
@@ -108,21 +98,16 @@ class Pipeline:
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the next one; optional. A live iterator is abandoned."""
-        if self._prefetcher is not None:
-            self._prefetcher.stop()
-        self._handed = None
-        self._loader.set_epoch(epoch)
+        self._batches.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """A few numbers that say which batches the loop has had; `load_state_dict` continues after them."""
-        return self._loader.state_dict() if self._handed is None else self._loader.state_at(*self._handed)
+        state: dict[str, Any] = self._batches.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next `iter()` continue where `state` was taken. ValueError for another seed or source."""
-        if self._prefetcher is not None:
-            self._prefetcher.stop()
-        self._handed = None
-        self._loader.load_state_dict(state)
+        """Let the next `iter()` continue where `state` was taken. ValueError for another seed, source or transform."""
+        self._batches.load_state_dict(state)
 
     def stats(self) -> dict[str, float]:
         """Counts, seconds waited for batches, milliseconds an image per stage, and the cache's hit rate."""
@@ -312,11 +297,12 @@ def _executor(config: PipelineConfig, sample: MakeSample, num_workers: int) -> E
 
 def _prefetch_device(config: PipelineConfig, device: torch.device) -> torch.device | None:
     wanted = config.prefetch.device
+    converts = config.prefetch.dtype != "float32"
     if wanted == "auto":
         # On the CPU the loader's own workers are ahead already: another thread would only be in their way.
-        return device if device.type == "cuda" else None
+        return device if device.type == "cuda" or converts else None
     if wanted == "none":
-        if config.prefetch.dtype != "float32":
+        if converts:
             raise ConfigError(f"prefetch.dtype={config.prefetch.dtype} needs prefetch=cpu or prefetch=cuda")
         return None
     return device if device.type == wanted else torch.device(str(wanted))

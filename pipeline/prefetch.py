@@ -24,6 +24,9 @@ from torch import Tensor
 
 from pipeline.loader.batch import Batch
 
+EXIT_LIMIT_S = 5.0
+"""How long a collected prefetcher, or the interpreter's exit, waits for a thread that does not end."""
+
 BatchStage = Callable[[Any], Any]
 """Work on a batch that is on the device; runs on the side stream."""
 
@@ -113,21 +116,29 @@ def streams_for(device: torch.device | str) -> Streams:
 class _Ready(NamedTuple):
     batch: Any
     event: Any
+    state: Any
+    """The loader's `state_dict()` after this batch, from the thread that took it; None where it has none."""
 
 
 class _Failed(NamedTuple):
     error: BaseException
 
 
+_END = object()
+
+
 class _Pull:
     """The thread of one epoch: loader -> device -> queue, at most `num_batches` ahead of the consumer."""
 
-    def __init__(self, source: Iterator[Any], streams: Streams, stage: BatchStage | None, num_batches: int) -> None:
+    def __init__(self, loader: Any, streams: Streams, stage: BatchStage | None, num_batches: int) -> None:
+        """Begin the loader's next epoch, in the calling thread, then pull it in another."""
         self.ready: SimpleQueue[_Ready | _Failed | None] = SimpleQueue()
         self._room = threading.Semaphore(num_batches)
         self._stopping = False
+        batches, state_dict = iter(loader), getattr(loader, "state_dict", None)
+        self.first_state = state_dict() if state_dict is not None else None
         self._thread = threading.Thread(
-            target=self._run, args=(source, streams, stage), name="headrace-prefetch", daemon=True
+            target=self._run, args=(batches, state_dict, streams, stage), name="headrace-prefetch", daemon=True
         )
         self._thread.start()
 
@@ -135,27 +146,34 @@ class _Pull:
         """The consumer has room for one more."""
         self._room.release()
 
-    def stop(self) -> None:
-        """End the thread and drop what it made."""
+    def stop(self, limit_s: float | None = None) -> None:
+        """End the thread and drop what it made; give up waiting for it after `limit_s` seconds."""
         self._stopping = True
         self._room.release()
         if self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(limit_s)
 
-    def _run(self, source: Iterator[Any], streams: Streams, stage: BatchStage | None) -> None:
+    def _run(
+        self,
+        batches: Iterator[Any],
+        state_dict: Callable[[], Any] | None,
+        streams: Streams,
+        stage: BatchStage | None,
+    ) -> None:
         try:
             while True:
                 self._room.acquire()
                 if self._stopping:
                     return
-                batch = next(source, None)
-                if batch is None:
+                batch = next(batches, _END)
+                if batch is _END:
                     break
+                state = state_dict() if state_dict is not None else None
                 with streams.side():
                     batch = map_tensors(streams.move, batch)
                     if stage is not None:
                         batch = stage(batch)
-                    self.ready.put(_Ready(batch, streams.record()))
+                    self.ready.put(_Ready(batch, streams.record(), state))
                 del batch
         except BaseException as error:
             self.ready.put(_Failed(error))
@@ -200,6 +218,7 @@ class PrefetchLoader:
         self._pull: _Pull | None = None
         self._live: weakref.ref[Iterator[Any]] | None = None
         self._stop_pull: weakref.finalize[..., Any] | None = None
+        self._state: Any = None
         self._closed = False
 
     def __len__(self) -> int:
@@ -207,7 +226,7 @@ class PrefetchLoader:
         return len(cast(Sized, self.loader))
 
     def __getattr__(self, name: str) -> Any:
-        """The loader's attributes: `dataset`, `batch_size`, `sampler`, `set_epoch`, ..."""
+        """The loader's other attributes: `dataset`, `batch_size`, `sampler`, ..."""
         if name == "loader":
             raise AttributeError(name)
         return getattr(self.loader, name)
@@ -221,17 +240,35 @@ class PrefetchLoader:
                 "this prefetcher already has a live iterator; drop that one first, or call stop() to abandon it"
             )
         self.stop()
-        pull = self._pull = _Pull(iter(self.loader), self._streams, self._stage, self._num_batches)
-        self._stop_pull = weakref.finalize(self, pull.stop)
-        iterator = self._batches(pull)
+        pull = self._pull = _Pull(self.loader, self._streams, self._stage, self._num_batches)
+        self._state = pull.first_state
+        self._stop_pull = weakref.finalize(self, pull.stop, EXIT_LIMIT_S)
+        iterator = self._batches(pull, _length(self.loader))
         self._live = weakref.ref(iterator)
         return iterator
 
+    def set_epoch(self, epoch: int) -> None:
+        """Abandon a live iterator, then the loader's (or else its sampler's) `set_epoch`."""
+        self.stop()
+        target = self.loader if hasattr(self.loader, "set_epoch") else self.loader.sampler
+        target.set_epoch(epoch)
+
+    def state_dict(self) -> Any:
+        """The loader's state after the last batch that the consumer was given, not after those pulled ahead."""
+        return self.loader.state_dict() if self._state is None else self._state
+
+    def load_state_dict(self, state: Any) -> None:
+        """Abandon a live iterator, then the loader's `load_state_dict`."""
+        self.stop()
+        self.loader.load_state_dict(state)
+
     def stop(self) -> None:
         """End the thread of the epoch in progress, if any; the next `iter()` begins another."""
-        self._live = None
+        self._live = self._state = None
+        if self._pull is not None:
+            self._pull.stop()
         if self._stop_pull is not None:
-            self._stop_pull()
+            self._stop_pull.detach()
         self._pull = self._stop_pull = None
 
     def close(self) -> None:
@@ -245,38 +282,54 @@ class PrefetchLoader:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _batches(self, pull: _Pull) -> Iterator[Any]:
+    def _batches(self, pull: _Pull, length: int | None) -> Iterator[Any]:
         num_batches = 0
         while pull is self._pull:
             began = time.perf_counter()
             item = pull.ready.get()
             self.wait_s += time.perf_counter() - began
-            if item is None or isinstance(item, _Failed):
-                self.stop()
-                if item is not None:
-                    raise item.error
+            if item is None:
+                self._finish(pull)
                 return
+            if isinstance(item, _Failed):
+                self._finish(pull)
+                try:
+                    raise item.error
+                finally:
+                    del item  # the error's traceback refers to this frame: a cycle would keep all it holds
             pull.took_one()
             self._streams.wait(item.event)
             map_tensors(self._keep, item.batch)
+            batch, self._state = item.batch, item.state
+            del item
             num_batches += 1
-            is_last = self._is_last(item.batch, num_batches)
+            is_last = (batch.step + 1 if isinstance(batch, Batch) else num_batches) == length
             if is_last:
                 self._live = None  # whoever counts batches may never ask for the one after the last
-            yield item.batch
-            del item
+            yield batch
+            del batch
             if is_last and pull is not self._pull:
                 return
         raise RuntimeError("this iterator was abandoned by stop() or close()")
 
-    def _is_last(self, batch: Any, num_batches: int) -> bool:
-        if not isinstance(self.loader, Sized):
-            return False
-        return (batch.step + 1 if isinstance(batch, Batch) else num_batches) == len(self.loader)
+    def _finish(self, pull: _Pull) -> None:
+        """The epoch is over; its last state stays."""
+        if pull is self._pull:
+            state = self._state
+            self.stop()
+            self._state = state
 
     def _keep(self, tensor: Tensor) -> Tensor:
         self._streams.keep(tensor)
         return tensor
+
+
+def _length(loader: Any) -> int | None:
+    """`len(loader)`; None where it has none, as a `DataLoader` over an `IterableDataset` finds out when asked."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:

@@ -115,8 +115,8 @@ MUTATIONS = [
     Mutation(
         "count batches fetched ahead in the state",
         "loader/loader.py",
-        "return self.state_at(*self._handed)",
-        "return self.state_at(*(self._to_plan or self._handed))",
+        "return make_state(self.order, *self._handed)",
+        "return make_state(self.order, *(self._to_plan or self._handed))",
         "test_loader.py::test_the_state_counts_batches_handed_over_not_batches_made_ahead",
     ),
     Mutation(
@@ -136,7 +136,7 @@ MUTATIONS = [
     Mutation(
         "leave a collected loader's threads running",
         "loader/loader.py",
-        "weakref.finalize(self, executor.close)",
+        "weakref.finalize(self, executor.close, EXIT_LIMIT_S)",
         "weakref.finalize(self, int)",
         "test_loader.py::test_a_collected_loader_ends_its_threads",
     ),
@@ -164,8 +164,10 @@ MUTATIONS = [
     Mutation(
         "record the event before the stage",
         "prefetch.py",
-        "                    batch = map_tensors(streams.move, batch)\n",
-        "                    batch = map_tensors(streams.move, batch)\n                    event = streams.record()\n",
+        "                    if stage is not None:\n                        batch = stage(batch)\n"
+        "                    self.ready.put(_Ready(batch, streams.record(), state))\n",
+        "                    event = streams.record()\n                    batch = stage(batch) if stage else batch\n"
+        "                    self.ready.put(_Ready(batch, event, state))\n",
         "test_prefetch.py::test_the_stage_runs_on_the_side_stream_before_the_event",
     ),
     Mutation(
@@ -183,10 +185,10 @@ MUTATIONS = [
         "test_prefetch.py::test_a_failure_of_the_loader_reaches_the_consumer_at_its_position",
     ),
     Mutation(
-        "count one batch too few in a pipeline's state",
-        "build.py",
-        "            self._handed = (batch.epoch, batch.step + 1)\n",
-        "            self._handed = (batch.epoch, batch.step)\n",
+        "forget the state of the batch handed over",
+        "prefetch.py",
+        "            batch, self._state = item.batch, item.state\n",
+        "            batch = item.batch\n",
         "test_contract.py::test_a_run_resumed_in_the_middle_of_an_epoch_equals_one_that_was_not[1-cpu]",
     ),
     Mutation(

@@ -143,6 +143,47 @@ def test_a_failure_arrives_at_its_position_as_itself(num_workers: int) -> None:
             next(iterator)
 
 
+def test_ctrl_c_in_a_serial_loader_loses_no_batch() -> None:
+    interrupts = iter([KeyboardInterrupt()])
+
+    def interrupt(id: int) -> None:
+        if id == 5:
+            for error in interrupts:
+                raise error
+
+    with make_loader(FakeSample(interrupt), sampler=SequentialSampler(12)) as loader:
+        iterator = iter(loader)
+        next(iterator)
+        with pytest.raises(KeyboardInterrupt):
+            next(iterator)
+        assert [batch.ids.tolist() for batch in iterator] == [[4, 5, 6, 7], [8, 9, 10, 11]]
+
+
+def test_a_failure_keeps_nothing_alive_once_it_is_dropped() -> None:
+    def fail(id: int) -> None:
+        raise ValueError(f"sample {id}")
+
+    gc.disable()
+    try:
+        loader = make_loader(FakeSample(fail), num_workers=2)
+        with pytest.raises(ValueError, match="sample"):
+            next(iter(loader))
+        gone = weakref.ref(loader)
+        del loader
+        assert gone() is None, "a cycle holds the loader and its threads until the next garbage collection"
+    finally:
+        gc.enable()
+
+
+def test_a_refused_state_leaves_the_iteration_as_it_was() -> None:
+    with make_loader(FakeSample()) as loader:
+        iterator = iter(loader)
+        next(iterator)
+        with pytest.raises(ValueError, match="seed"):
+            loader.load_state_dict(loader.state_dict() | {"seed": 9})
+        assert len(list(iterator)) == 4
+
+
 def test_of_two_failures_in_a_batch_the_first_row_wins_whichever_came_first() -> None:
     gates = Gates({0, 7})
     gates.open(7)

@@ -11,7 +11,7 @@ import torch
 from contracts import worker_threads
 from fakes import FakeSample, make_loader
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from pipeline.loader.batch import Batch
 from pipeline.prefetch import CudaStreams, PrefetchLoader, map_tensors, streams_for
@@ -87,7 +87,7 @@ def test_no_more_than_num_batches_are_made_ahead(num_batches: int) -> None:
             made.append(number)
             yield torch.tensor([number])
 
-    with PrefetchLoader(list(range(0)) or _Once(numbers), "cpu", num_batches=num_batches) as loader:
+    with PrefetchLoader(_Once(numbers), "cpu", num_batches=num_batches) as loader:
         for taken, batch in enumerate(loader):
             assert batch.item() == taken
             assert len(made) <= taken + 1 + num_batches
@@ -176,6 +176,56 @@ def test_wrong_arguments_are_refused_by_name() -> None:
         streams_for("meta")
 
 
+def test_a_state_counts_batches_given_to_the_consumer_and_not_those_pulled_ahead() -> None:
+    with make_loader(FakeSample(), num_workers=2) as inner, PrefetchLoader(inner, "cpu") as loader:
+        positions = [loader.state_dict()["position"]]
+        for _ in loader:
+            positions.append(loader.state_dict()["position"])
+        assert positions == [0, 4, 8, 12, 16, 0]
+        assert loader.state_dict()["epoch"] == 1
+
+
+def test_changing_the_epoch_after_a_break_stops_the_thread_first() -> None:
+    with make_loader(FakeSample(), num_workers=2) as inner, PrefetchLoader(inner, "cpu") as loader:
+        for epoch in range(0, 60, 2):
+            loader.set_epoch(epoch)
+            for batch in loader:
+                assert batch.epoch == epoch
+                break
+        state = loader.state_dict()
+        loader.load_state_dict(state)
+        assert next(iter(loader)).step == 1
+
+
+def test_closing_the_loader_under_a_prefetcher_ends_both() -> None:
+    for _ in range(20):
+        inner = make_loader(FakeSample(), num_samples=1000, num_workers=2)
+        loader = PrefetchLoader(inner, "cpu")
+        iterator = iter(loader)
+        next(iterator)
+        inner.close()
+        loader.close()
+        del iterator
+
+
+def test_the_epoch_of_a_sampler_is_set_where_the_loader_has_none() -> None:
+    sampler = DistributedSampler(range(8), num_replicas=2, rank=0)
+    loader = PrefetchLoader(DataLoader(range(8), sampler=sampler), "cpu")  # type: ignore[arg-type]
+    loader.set_epoch(3)
+    assert sampler.epoch == 3
+
+
+def test_loaders_without_a_length_and_batches_that_are_none_are_fine() -> None:
+    class Stream(IterableDataset[Tensor]):
+        def __iter__(self) -> Iterator[Tensor]:
+            return iter(torch.arange(5.0))
+
+    with PrefetchLoader(DataLoader(Stream(), batch_size=2), "cpu") as loader:
+        assert [len(batch) for batch in loader] == [2, 2, 1]
+    with PrefetchLoader([1, None, 2], "cpu") as loader:
+        assert list(loader) == [1, None, 2]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_cuda_without_a_cuda_device_says_what_to_use_instead() -> None:
     with pytest.raises(RuntimeError, match="use auto, cpu or none"):
@@ -186,8 +236,12 @@ def test_cuda_without_a_cuda_device_says_what_to_use_instead() -> None:
 def test_batches_on_the_gpu_equal_those_on_the_cpu() -> None:
     device = torch.device("cuda")
     batches = [Batch(torch.rand(8, 3, 64, 64), torch.arange(8), ids=torch.arange(8)) for _ in range(50)]
-    with PrefetchLoader(batches, device, streams=CudaStreams(device)) as loader:
+
+    def slowly(batch: Batch) -> Batch:
+        torch.cuda._sleep(50_000_000)  # on the side stream, before the event: the consumer must wait for it
+        return batch.map(torch.clone)
+
+    with PrefetchLoader(batches, device, streams=CudaStreams(device), stage=slowly) as loader:
         for batch, expected in zip(loader, batches, strict=True):
             assert batch.images.device.type == "cuda"
-            torch.cuda._sleep(1_000_000)
             assert torch.equal((batch.images * 1).cpu(), expected.images)

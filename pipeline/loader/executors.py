@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -19,8 +20,8 @@ class Executor(Protocol):
     def submit(self, job: Job) -> None:
         """Have every task of `job` run, in order of submission, at once or later."""
 
-    def close(self) -> None:
-        """Return when no task runs any more. Tasks not begun end without making their rows."""
+    def close(self, limit_s: float | None = None) -> None:
+        """Return when no task runs any more, or after `limit_s` seconds. Tasks not begun make no rows."""
 
 
 class SerialExecutor:
@@ -33,11 +34,14 @@ class SerialExecutor:
         self._sample = sample
 
     def submit(self, job: Job) -> None:
-        """Make the whole batch before returning."""
+        """Make the whole batch before returning. Ctrl-C comes through at once: it is no sample's failure."""
         for task in job.split(max(1, len(job.ids))):
             task.run(self._sample)
+        for _, failure in job.failures:
+            if not isinstance(failure, Exception):
+                raise failure
 
-    def close(self) -> None:
+    def close(self, limit_s: float | None = None) -> None:
         """Nothing was started."""
 
 
@@ -57,6 +61,8 @@ class ThreadExecutor:
         self.in_flight = in_flight
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
         self._stopping = threading.Event()
+        # Re-entrant: garbage collection inside `submit` may run the finalizer that closes another, or this, executor.
+        self._closing = threading.RLock()
         # Own daemon threads: the exit hook of concurrent.futures joins its threads and can hang the interpreter.
         self._threads = [
             threading.Thread(
@@ -67,24 +73,36 @@ class ThreadExecutor:
             )
             for number in range(num_workers)
         ]
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError:  # no thread left to be had
+            self.close()
+            raise
 
     def submit(self, job: Job) -> None:
         """Queue the batch in about four tasks a thread, of at most eight samples."""
-        rows_per_task = max(1, min(8, -(-len(job.ids) // (4 * self.num_workers))))
-        for task in job.split(rows_per_task):
-            self._tasks.put(task)
+        tasks = job.split(max(1, min(8, -(-len(job.ids) // (4 * self.num_workers)))))
+        with self._closing:
+            if not self._stopping.is_set():
+                for task in tasks:
+                    self._tasks.put(task)
+                return
+        job.cancelled = True  # closed meanwhile, by another thread than the one that waits for this batch
+        for _ in tasks:
+            job.finish_task()
 
-    def close(self) -> None:
+    def close(self, limit_s: float | None = None) -> None:
         """Let running samples end, skip the rest, and join the threads."""
-        if not self._stopping.is_set():
-            self._stopping.set()
-            for _ in self._threads:
-                self._tasks.put(None)
+        with self._closing:
+            if not self._stopping.is_set():
+                self._stopping.set()
+                for _ in self._threads:
+                    self._tasks.put(None)
+        deadline_s = None if limit_s is None else time.monotonic() + limit_s
         for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join()
+            if thread.is_alive() and thread is not threading.current_thread():
+                thread.join(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
 
 
 def _work(tasks: SimpleQueue[Task | None], stopping: threading.Event, sample: SampleFunction) -> None:

@@ -22,6 +22,9 @@ from pipeline.loader.slots import SlotRing
 from pipeline.loader.state import make_state, resume_point
 from pipeline.stats import Stats
 
+EXIT_LIMIT_S = 5.0
+"""How long a collected loader, or the interpreter's exit, waits for a thread that does not end."""
+
 
 class Loader:
     """Yields the batches of `order`, made by `executor` in reusable slots.
@@ -71,7 +74,7 @@ class Loader:
         self._handed = (0, 0)  # the first batch the consumer has not had
         self._live: weakref.ref[_Epoch] | None = None
         self._pid = os.getpid()
-        self._finalizer = weakref.finalize(self, executor.close)
+        self._finalizer = weakref.finalize(self, executor.close, EXIT_LIMIT_S)
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
@@ -115,11 +118,7 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the consumer stands: counts batches handed over, not batches fetched ahead."""
-        return self.state_at(*self._handed)
-
-    def state_at(self, epoch: int, step: int) -> dict[str, Any]:
-        """The state of a consumer who has had every batch before `(epoch, step)`."""
-        return make_state(self.order, epoch, step)
+        return make_state(self.order, *self._handed)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next iterator continue where `state` was taken. ValueError if it belongs to another order.
@@ -127,9 +126,9 @@ class Loader:
         The global batch size of the state is kept: under another world size the batch size per rank changes.
         """
         self._check_usable()
+        epoch, step, batch_size = resume_point(state, self.order)
         self._live = None
         self._abandon_pending()
-        epoch, step, batch_size = resume_point(state, self.order)
         if batch_size != self.order.batch_size:
             self.order = replace(self.order, batch_size=batch_size)
             self._ring = self._make_ring()
@@ -138,15 +137,11 @@ class Loader:
     def close(self) -> None:
         """End workers and forget slots. Batches already handed over stay valid. May be called twice."""
         self._live = None
-        for job in self._pending:
+        for job in tuple(self._pending):  # a prefetcher's thread may be taking from it
             job.cancelled = True
-        self._finalizer()
+        self._finalizer.detach()
+        self._executor.close()
         self._pending.clear()
-
-    @property
-    def upcoming(self) -> tuple[int, int]:
-        """`(epoch, step)` at which the next iterator begins."""
-        return self._upcoming
 
     @property
     def num_workers(self) -> int:
@@ -185,9 +180,13 @@ class Loader:
             plan = self.order.plan(*self._to_plan)
             slot = self._ring.take()
             job = Job(plan, slot, self._ring.rows(slot, len(plan.ids)))
+            try:
+                self._executor.submit(job)
+            except BaseException:  # Ctrl-C while a batch is made in this thread: the next call makes it again
+                self._ring.give_back(slot)
+                raise
             self._pending.append(job)
             self._to_plan = self._after(*self._to_plan)
-            self._executor.submit(job)
 
     def _abandon_pending(self) -> None:
         for job in self._pending:
@@ -210,7 +209,10 @@ class Loader:
         self._pending.popleft()
         if failure := job.first_failure():
             self._ring.give_back(job.slot)
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure, job  # the error's traceback refers to this frame: a cycle would keep all it holds
         batch = self._hand_over(job, began)
         if self._executor.num_workers:
             self._submit_ahead()

@@ -49,6 +49,6 @@ class MakeSample:
             stage = "decode or transform"
             self._transform(sample, draws, row, scratch, clock)
         except Exception as error:
-            if not hasattr(error, "__notes__"):  # else it says already where it began
+            if not any("sample id" in note for note in getattr(error, "__notes__", ())):
                 error.add_note(f"stage {stage}, sample id {id}, {self._where(id)}, {threading.current_thread().name}")
             raise
