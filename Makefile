@@ -42,7 +42,7 @@ coverage: setup
 	$(BIN)/python -m pytest --cov=pipeline --cov-report=term-missing:skip-covered
 
 bench: setup
-	$(BIN)/python bench.py bench.compare=[torch]
+	$(BIN)/python bench.py bench.compare=[torch] preload=none
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage

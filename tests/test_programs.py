@@ -76,7 +76,7 @@ def test_a_trial_measures_the_pipeline_its_ceiling_and_torch_in_turn(folder: Pat
     assert finished.returncode == 0, finished.stderr
     result = report(tmp_path / "outputs/bench/two/result.json")
     assert result["status"] == "completed"
-    assert list(result["contenders"]) == ["headrace", "decode ceiling", "torch"]
+    assert list(result["contenders"]) == ["headrace", "decode only", "torch"]
     assert all(len(row["samples_per_sec"]) == 2 for row in result["contenders"].values())
     assert result["samples_per_sec_min"] <= result["samples_per_sec"] <= result["samples_per_sec_max"]
     assert {"vs_torch", "samples_per_cpu_sec", "first_batch_s", "peak_pss_mb", "dataset"} <= set(result)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterable, Iterator
+import math
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from contextlib import closing, contextmanager
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -26,8 +27,15 @@ from pipeline.config import BenchConfig, Transforms
 from pipeline.decode import Scratch, decode, inspect
 from pipeline.sources import Source
 
-Stream = Iterator[Tensor]
+Stream = Generator[Tensor, None, None]
 """Endless images, one batch at a time."""
+
+
+class Contender(NamedTuple):
+    """A stream, and how many of its batches may lie ready while others are measured."""
+
+    stream: Stream
+    num_ready: int
 
 
 def forever(loader: Iterable[Any]) -> Stream:
@@ -38,18 +46,11 @@ def forever(loader: Iterable[Any]) -> Stream:
             del batch  # a kept batch would keep its slot
 
 
-def headrace_stream(pipeline: Pipeline) -> AbstractContextManager[Stream]:
+@contextmanager
+def headrace(pipeline: Pipeline, config: BenchConfig) -> Iterator[Contender]:
     """The configured pipeline itself; stays the caller's to close."""
-
-    @contextmanager
-    def opened() -> Iterator[Stream]:
-        stream = forever(pipeline)
-        try:
-            yield stream
-        finally:
-            stream.close()  # type: ignore[attr-defined]  # a generator's
-
-    return opened()
+    with closing(forever(pipeline)) as stream:
+        yield Contender(stream, config.loader.prefetch_factor + config.prefetch.num_batches)
 
 
 class PilDataset(Dataset[tuple[Tensor, int]]):
@@ -90,49 +91,53 @@ def torchvision_transform(options: Transforms) -> Any:
 
 
 @contextmanager
-def torch_stream(source: Source, config: BenchConfig, num_workers: int) -> Iterator[Stream]:
-    """`torch.utils.data.DataLoader` with as many worker processes as the pipeline has threads."""
+def torch_dataloader(
+    source: Source, config: BenchConfig, num_workers: int, device: torch.device
+) -> Iterator[Contender]:
+    """`torch.utils.data.DataLoader` with as many worker processes as the pipeline has threads, batches on `device`."""
+    on_gpu = device.type == "cuda"
     loader = DataLoader(
         PilDataset(source, torchvision_transform(config.transforms.resolved())),
         batch_size=config.loader.batch_size,
         shuffle=True,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
+        pin_memory=on_gpu,
         drop_last=config.loader.drop_last,
     )
-    stream = forever(loader)
-    try:
-        yield stream
-    finally:
-        stream.close()  # type: ignore[attr-defined]  # a generator's
-        iterator = loader._iterator
-        if iterator is not None:
-            iterator._shutdown_workers()  # type: ignore[attr-defined]  # its only way to end persistent workers now
+    with closing(forever(loader)) as stream:
+        moved = (images.to(device, non_blocking=True) for images in stream) if on_gpu else stream
+        yield Contender(moved, 2 * num_workers)
+    if loader._iterator is not None:
+        loader._iterator._shutdown_workers()  # type: ignore[attr-defined]  # its only way to end persistent workers now
 
 
 @contextmanager
-def decode_stream(source: Source, batch_size: int, num_workers: int) -> Iterator[Stream]:
-    """The ceiling: the same files only read and decoded, in order, by as many threads, with nothing made of them.
+def decode_only(source: Source, batch_size: int, num_workers: int) -> Iterator[Contender]:
+    """The same files read and fully decoded, in order, by as many threads, and nothing made of them.
 
     Yields a one-byte-a-sample tensor, so that counting it is the same code as counting batches.
     """
-    scratches = [Scratch() for _ in range(max(1, num_workers))]
+    num_threads, local = max(1, num_workers), threading.local()
+    per_task = math.gcd(batch_size, 8)
+    firsts = itertools.cycle(range(0, len(source), per_task))
 
-    def decode_all(ids: NDArray[np.int64], scratch: Scratch) -> None:
-        for id in ids.tolist():
-            data = source.read(id)
+    def decode_some(first: int) -> None:
+        scratch = local.__dict__.setdefault("scratch", Scratch())
+        for id in range(first, first + per_task):
+            data = source.read(id % len(source))
             if isinstance(data, bytes):
                 decode(data, inspect(data), scratch)
 
-    with ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(len(scratches)))
+    with ThreadPoolExecutor(num_threads) as pool:
 
-        def stream() -> Stream:
-            start = 0
+        def batches() -> Stream:
+            window = deque(pool.submit(decode_some, next(firsts)) for _ in range(4 * num_threads))
             while True:
-                ids = np.arange(start, start + batch_size) % len(source)
-                list(pool.map(decode_all, np.array_split(ids, len(scratches)), scratches))
-                start += batch_size
+                for _ in range(batch_size // per_task):
+                    window.popleft().result()
+                    window.append(pool.submit(decode_some, next(firsts)))
                 yield torch.zeros(batch_size, dtype=torch.uint8)
 
-        yield stream()
+        with closing(batches()) as stream:
+            yield Contender(stream, -(-4 * num_threads * per_task // batch_size))

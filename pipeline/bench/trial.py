@@ -14,18 +14,18 @@ from typing import Any
 import psutil
 import torch
 
-from pipeline.bench.contenders import Stream, decode_stream, headrace_stream, torch_stream
+from pipeline.bench.contenders import Contender, Stream, decode_only, headrace, torch_dataloader
 from pipeline.build import Pipeline, build_pipeline
-from pipeline.config import BenchConfig
-from pipeline.machine import num_cores
+from pipeline.config import Bench, BenchConfig, ConfigError
 from pipeline.training.checkpoint import replacing
 from pipeline.training.compute import choose_device
 from pipeline.training.environment import commit, host, plain, versions
 
 PROJECT = "headrace"
-CEILING = "decode ceiling"
+DECODE_ONLY = "decode only"
 CPU_TICK_S = 0.01
 """What the system counts CPU time in: a pass too short for one tick is taken to have used it."""
+IDLE_CHECK_S, MAX_IDLE_CHECKS = 0.05, 100
 
 
 @dataclass(slots=True)
@@ -36,6 +36,19 @@ class Measured:
     samples_per_cpu_sec: list[float] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class Own:
+    """What only the configured pipeline is asked.
+
+    `build_s` opens (at a first run: generates) and preloads; `first_batch_s` is from there to the first batch.
+    `peak_pss_mb` is this process's proportional set size after its passes, in 10^6 bytes; its workers are threads.
+    """
+
+    build_s: float
+    first_batch_s: float
+    peak_pss_mb: float | None = None
+
+
 def run_trial(cfg: BenchConfig, run_dir: Path) -> float:
     """Measure `cfg`, write `result.json` into `run_dir`, print a table, and return the median samples/s.
 
@@ -43,46 +56,60 @@ def run_trial(cfg: BenchConfig, run_dir: Path) -> float:
     """
     torch.set_num_threads(1)
     device = choose_device(cfg.run.device)
-    began = time.perf_counter()
-    with build_pipeline(cfg, split="train", device=device) as pipeline:
-        first_batch_s = _first_batch_s(pipeline, began)
-        num_batches = cfg.bench.batches or len(pipeline)
-        with ExitStack() as stack:
-            streams: dict[str, Stream] = {PROJECT: stack.enter_context(headrace_stream(pipeline))}
-            workers = (cfg.loader.batch_size, pipeline.num_workers)
-            if isinstance(pipeline.source.read(0), bytes):
-                streams[CEILING] = stack.enter_context(decode_stream(pipeline.source, *workers))
-            if "torch" in cfg.bench.compare:
-                streams["torch"] = stack.enter_context(torch_stream(pipeline.source, cfg, pipeline.num_workers))
-            measured = _rounds(streams, cfg.bench.repeats, warmup=cfg.bench.warmup, num_batches=num_batches)
-            peak_pss_mb = _pss_mb()
-        result = _result(cfg, pipeline, measured, first_batch_s=first_batch_s, peak_pss_mb=peak_pss_mb)
+    began_s = time.perf_counter()
+    with build_pipeline(cfg, split="train", device=device) as pipeline, ExitStack() as stack:
+        if len(pipeline) == 0:
+            raise ConfigError(
+                f"loader.drop_last leaves no batch of {pipeline.num_samples} samples; use a smaller batch"
+            )
+        own = Own(build_s=time.perf_counter() - began_s, first_batch_s=_first_batch_s(pipeline))
+        contenders = {PROJECT: stack.enter_context(headrace(pipeline, cfg))}
+        num_workers, batch_size = pipeline.num_workers, cfg.loader.batch_size
+        if isinstance(pipeline.source.read(0), bytes):
+            contenders[DECODE_ONLY] = stack.enter_context(decode_only(pipeline.source, batch_size, num_workers))
+        if "torch" in cfg.bench.compare:
+            peer = torch_dataloader(pipeline.source, cfg, num_workers, device)
+            contenders["torch"] = stack.enter_context(peer)
+        measured = _rounds(contenders, own, cfg.bench, num_batches=cfg.bench.batches or len(pipeline))
+        result = _result(cfg, pipeline, measured, own)
     with replacing(run_dir / "result.json") as file:
         file.write((json.dumps(result, indent=2) + "\n").encode())
     sys.stdout.write(_table(result, run_dir))
     return float(result["samples_per_sec"])
 
 
-def _first_batch_s(pipeline: Pipeline, began: float) -> float:
-    iterator = iter(pipeline)
-    next(iterator)
-    return time.perf_counter() - began
+def _first_batch_s(pipeline: Pipeline) -> float:
+    began_s = time.perf_counter()
+    next(iter(pipeline))
+    return time.perf_counter() - began_s
 
 
-def _rounds(streams: dict[str, Stream], repeats: int, *, warmup: int, num_batches: int) -> dict[str, Measured]:
-    measured = {name: Measured() for name in streams}
-    for stream in streams.values():
-        _consume(stream, warmup)
-    for _ in range(repeats):
-        for name, stream in streams.items():
-            # What lay ready while others were measured is taken first: it was made off the clock.
-            _consume(stream, min(warmup, 4))
-            cpu_s, wall_s = _cpu_s(), time.perf_counter()
+def _rounds(contenders: dict[str, Contender], own: Own, bench: Bench, *, num_batches: int) -> dict[str, Measured]:
+    measured = {name: Measured() for name in contenders}
+    for contender in contenders.values():
+        _consume(contender.stream, bench.warmup)
+    for _ in range(bench.repeats):
+        for name, (stream, num_ready) in contenders.items():
+            _wait_until_idle()
+            # What lies ready was made off the clock; it is taken off the clock as well.
+            _consume(stream, num_ready)
+            cpu_s, began_s = _cpu_s(), time.perf_counter()
             samples = _consume(stream, num_batches)
-            wall_s, cpu_s = time.perf_counter() - wall_s, _cpu_s() - cpu_s
+            wall_s, cpu_s = time.perf_counter() - began_s, _cpu_s() - cpu_s
             measured[name].samples_per_sec.append(samples / wall_s)
             measured[name].samples_per_cpu_sec.append(samples / max(cpu_s, CPU_TICK_S))
+            if name == PROJECT:
+                own.peak_pss_mb = max(filter(None, (own.peak_pss_mb, _pss_mb())), default=None)
     return measured
+
+
+def _wait_until_idle() -> None:
+    """Return when this process and its children rest, so that no contender's read-ahead is charged to the next."""
+    for _ in range(MAX_IDLE_CHECKS):
+        before_s = _cpu_s()
+        time.sleep(IDLE_CHECK_S)
+        if _cpu_s() - before_s <= CPU_TICK_S:
+            return
 
 
 def _consume(stream: Stream, num_batches: int) -> int:
@@ -96,21 +123,16 @@ def _consume(stream: Stream, num_batches: int) -> int:
     return samples
 
 
-def _family() -> list[psutil.Process]:
-    process = psutil.Process()
-    return [process, *process.children(recursive=True)]
-
-
 def _cpu_s() -> float:
     """CPU seconds of this process and its living descendants."""
-    times = [process.cpu_times() for process in _family()]
+    process = psutil.Process()
+    times = [member.cpu_times() for member in (process, *process.children(recursive=True))]
     return sum(time.user + time.system for time in times)
 
 
 def _pss_mb() -> float | None:
-    """Proportional set size of this process and its descendants now, all contenders included, in 10^6 bytes."""
     try:
-        return sum(process.memory_full_info().pss for process in _family()) / 1e6
+        return float(psutil.Process().memory_full_info().pss) / 1e6
     except (AttributeError, psutil.Error):  # only Linux tells
         return None
 
@@ -119,9 +141,7 @@ def _result(
     cfg: BenchConfig,
     pipeline: Pipeline,
     measured: dict[str, Measured],
-    *,
-    first_batch_s: float,
-    peak_pss_mb: float | None,
+    own: Own,
 ) -> dict[str, Any]:
     ours = measured[PROJECT]
     stats = pipeline.stats()
@@ -138,19 +158,20 @@ def _result(
         "samples_per_sec_min": min(ours.samples_per_sec),
         "samples_per_sec_max": max(ours.samples_per_sec),
         "samples_per_cpu_sec": statistics.median(ours.samples_per_cpu_sec),
-        "first_batch_s": first_batch_s,
-        "peak_pss_mb": peak_pss_mb,
+        **plain(own),
         "cache_hit_pct": stats.get("cache_hit_pct"),
         **{key: stats[key] for key in ("read_ms", "decode_ms", "transform_ms")},
         "num_workers": pipeline.num_workers,
         "num_samples": pipeline.num_samples,
         **ratios,
         "contenders": plain(measured),
+        "served_from": _served_from(cfg),
         "resize": {PROJECT: str(pipeline.transforms.resize), "torch": "antialiased bilinear (Pillow)"},
+        "layout": {PROJECT: "channels-last", "torch": "contiguous"},
         "dataset": pipeline.source.fingerprint(),
         "config": plain(cfg),
         "versions": versions(),
-        "host": host() | {"num_usable_cores": num_cores()},
+        "host": host(),
         "commit": commit(),
     }
 
@@ -165,8 +186,19 @@ def _table(result: dict[str, Any], run_dir: Path) -> str:
             f"{name:16}{statistics.median(rates):10,.0f}{min(rates):10,.0f}{max(rates):10,.0f}"
             f"{statistics.median(row['samples_per_cpu_sec']):11,.0f}" + (f"{ratio:11.2f}" if ratio else f"{'':>11}")
         )
-    lines.append(
+    lines += [
         f"per image: read {result['read_ms']:.2f} ms, decode {result['decode_ms']:.2f} ms, "
-        f"transform {result['transform_ms']:.2f} ms; first batch {result['first_batch_s']:.2f} s"
-    )
+        f"transform {result['transform_ms']:.2f} ms; first batch {result['first_batch_s']:.2f} s",
+        f"{PROJECT}: from {result['served_from']}, resize {result['resize'][PROJECT]}, channels-last",
+    ]
+    if "torch" in contenders:
+        lines.append("torch: from files, resize antialiased (Pillow), contiguous")
     return "\n".join([*lines, f"report: {run_dir / 'result.json'}", ""])
+
+
+def _served_from(cfg: BenchConfig) -> str:
+    """Where samples come from while the clock runs: a cached row beside peers that read files must say so."""
+    if cfg.preload.mode == "ram":
+        return "memory (preload=ram)"
+    behind = "a pack file" if cfg.preload.mode == "pack" else "files"
+    return behind if cfg.cache.policy == "none" else f"cache={cfg.cache.policy} before {behind}"
