@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from torch.utils.data import Dataset
 
-from pipeline.build import Pipeline, assemble, make_sampler
+from pipeline.build import Pipeline, assemble
 from pipeline.build_store import Decoding
 from pipeline.cache import LRUCache, PinnedCache
 from pipeline.cache.load import CachedLoad, Sample
@@ -78,9 +78,9 @@ def create_dataloader(
 ) -> Pipeline:
     """A loader of image files: yields `Batch`es that unpack as `images, labels`.
 
-    Images are normalised float32 `(B, 3, img_size, img_size)` with ImageNet's mean and deviation; labels keep their
-    type, one row a sample. The same (files, options, seed) give the same bytes for every number of workers, cache and
-    prefetcher. Use it in a `with`, or `close()` it. Importing it sets `cv2.setNumThreads(0)` for the process.
+    Images are normalised float32 `(B, 3, img_size, img_size)` with ImageNet's mean and deviation; labels are int64 or
+    float32, one row a sample. The same (files, options, seed) give the same bytes for every number of workers, cache
+    and prefetcher. Use it in a `with`, or `close()` it. Importing it sets `cv2.setNumThreads(0)` for the process.
 
     Args:
         data_paths: image files; packed at once, no reference to the sequence is kept.
@@ -118,7 +118,7 @@ def create_dataloader(
     Raises:
         ValueError: an option is wrong; the message names its key in the configuration, whose meaning it shares.
     """
-    _refuse_unfinished(transform=transform, quarantine=quarantine, max_restarts=max_restarts, stall=stall_timeout_s)
+    _refuse_unfinished(transform=(transform, None), quarantine=(quarantine, None))
     if isinstance(augment, bool):
         augment = "standard" if augment else "none"
     if isinstance(preload, bool):
@@ -129,9 +129,13 @@ def create_dataloader(
         decode=decode,
         resize=resize or "auto",
     ).resolved()
+    if sampler is not None and shuffle is not None:
+        raise ValueError(f"give shuffle or sampler, not both, got shuffle={shuffle} and sampler={sampler!r}")
     if shuffle is None:
         shuffle = transforms.augment != "none"
     order = sampler or ("shuffle" if shuffle else "sequential")
+    if cache_size < 0:
+        raise ValueError(f"cache_size must be >= 0, got {cache_size}; 0 keeps none")
     prefetch_to = "none" if prefetch_device is None else torch.device(prefetch_device).type
     keeps_some = cache_size > 0 and preload != "ram"  # a whole preload needs no policy
     rank, world_size = _ranks(rank, world_size)
@@ -150,6 +154,8 @@ def create_dataloader(
             batch_size=batch_size,
             prefetch_factor=prefetch_factor,
             threads_per_worker=threads_per_worker,
+            max_restarts=max_restarts,
+            stall_timeout_s=stall_timeout_s,
             drop_last=drop_last,
             sampler=choice("loader.sampler", order, SamplerName),
         ),
@@ -161,7 +167,7 @@ def create_dataloader(
         source,
         config,
         transforms=transforms,
-        sampler=make_sampler(config.loader.sampler, source, seed),
+        sampler=config.loader.sampler,
         device=torch.device("cpu" if prefetch_device is None else prefetch_device),
         name="images",
         drop_last=drop_last,
@@ -172,15 +178,10 @@ def create_dataloader(
     )
 
 
-def _refuse_unfinished(*, transform: object, quarantine: object, max_restarts: int, stall: float) -> None:
-    given = {
-        "transform": transform is not None,
-        "quarantine": quarantine is not None,
-        "max_restarts": max_restarts != 3,
-        "stall_timeout_s": stall != 300,
-    }
-    for name, was_given in given.items():
-        if was_given:
+def _refuse_unfinished(**given: tuple[object, object]) -> None:
+    """Each keyword: what was given, and the only value that works yet."""
+    for name, (value, working) in given.items():
+        if value != working:
             raise ValueError(
                 f"{name} does not work in this version of create_dataloader; leave it out, "
                 "or drive a HighPerformanceDataset with torch.utils.data.DataLoader"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import Any, Self
 
 import torch
@@ -15,6 +17,7 @@ from pipeline.config import (
     FolderData,
     ManifestData,
     PipelineConfig,
+    SamplerName,
     SyntheticData,
     TarData,
     Transforms,
@@ -158,7 +161,7 @@ def build_pipeline(
         source,
         config,
         transforms=transforms,
-        sampler=make_sampler(config.loader.sampler if training else "sequential", source, config.seed),
+        sampler=config.loader.sampler if training else SamplerName.sequential,
         device=torch.device(device),
         name=split,
         drop_last=config.loader.drop_last and training,
@@ -200,13 +203,13 @@ def _open_source(data: Data, split: Split) -> Source:
     raise TypeError(f"no source is known for {type(data).__name__}")
 
 
-def make_sampler(name: str, source: Source, seed: int) -> Sampler:
+def make_sampler(name: SamplerName, source: Source, seed: int) -> Sampler:
     """The order named by `loader.sampler` over `source`."""
-    if name == "sequential":
+    if name is SamplerName.sequential:
         return SequentialSampler(len(source))
-    if name == "shuffle":
+    if name is SamplerName.shuffle:
         return ShuffleSampler(len(source), seed)
-    weights = balanced_weights(source.labels) if name == "balanced" else getattr(source, "weights", None)
+    weights = balanced_weights(source.labels) if name is SamplerName.balanced else getattr(source, "weights", None)
     if weights is None:
         raise ConfigError("loader.sampler=weighted needs weights; use data=manifest with a weight column")
     return WeightedSampler(weights, seed)
@@ -217,7 +220,7 @@ def assemble(
     config: PipelineConfig,
     *,
     transforms: Transforms,
-    sampler: Sampler,
+    sampler: SamplerName,
     device: torch.device,
     name: str,
     drop_last: bool = False,
@@ -238,6 +241,7 @@ def assemble(
     with ExitStack() as resources:
         if hasattr(source, "close"):
             resources.callback(source.close)
+        order_of = make_sampler(sampler, source, config.seed)
         store = build_store(
             source,
             config.cache,
@@ -251,7 +255,7 @@ def assemble(
         # Workers colour and normalise unless the batch goes to a device: bytes travel there in a quarter of the time.
         transform = SampleTransform(transforms, normalise=not on_device, memory_format=memory_format)
         order = Order(
-            sampler=sampler,
+            sampler=order_of,
             labels=source.labels,
             seed=config.seed,
             batch_size=config.loader.batch_size,
@@ -259,7 +263,7 @@ def assemble(
             rank=rank,
             world_size=world_size,
             drop_last=drop_last,
-            fingerprint=f"{type(sampler).__name__}-{source.fingerprint()}",
+            fingerprint=_fingerprint(source, sampler, transforms),
         )
         sample = MakeSample(store.load, transform, where=source.where, stats=stats)
         executor = _executor(config, sample, num_workers)
@@ -270,7 +274,7 @@ def assemble(
             row_shape=transform.row_shape,
             row_dtype=transform.row_dtype,
             channels_last=transform.row_shape[-1] == 3,
-            read_ahead=not isinstance(sampler, SequentialSampler),
+            read_ahead=sampler is not SamplerName.sequential,
             num_epochs=num_epochs,
             stats=stats,
         )
@@ -287,6 +291,14 @@ def assemble(
     return Pipeline(
         source=source, transforms=transforms, store=store, loader=loader, prefetcher=prefetcher, resources=owned
     )
+
+
+def _fingerprint(source: Source, sampler: SamplerName, transforms: Transforms) -> str:
+    """Identity of what a state belongs to: samples, order and every option that decides pixels."""
+    weights = getattr(source, "weights", None) if sampler is SamplerName.weighted else None
+    digest = hashlib.blake2b(repr((source.fingerprint(), str(sampler), asdict(transforms))).encode(), digest_size=16)
+    digest.update(b"" if weights is None else weights.tobytes())
+    return digest.hexdigest()
 
 
 def _executor(config: PipelineConfig, sample: MakeSample, num_workers: int) -> Executor:

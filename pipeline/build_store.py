@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.cache import LRUCache, PinnedCache
 from pipeline.cache.load import CachedLoad, Sample, sample_bytes
 from pipeline.cache.pack import PackFile, open_or_build
-from pipeline.config import Cache, Preload, Transforms
+from pipeline.config import Cache, ConfigError, Preload, Transforms
 from pipeline.decode import Scratch, decode, inspect
 from pipeline.machine import available_bytes
 from pipeline.preload import preload
@@ -136,7 +137,7 @@ def _budget_bytes(cache: Cache) -> int:
         return free // 2
     wanted = int(cache.max_gib * GIB)
     if wanted > free:
-        raise ValueError(
+        raise ConfigError(
             f"cache.max_gib={cache.max_gib:g} is more than the {free / GIB:.1f} GiB that are free; "
             "lower it, or use preload=pack"
         )
@@ -149,7 +150,8 @@ def _resolve_kind(cache: Cache, source: Source, transforms: Transforms, budget_b
     if transforms.decode == "scaled":
         return "encoded"
     kept = len(source) if cache.max_images is None else min(len(source), cache.max_images)
-    needed_bytes = _mean_decoded_bytes(source, transforms) * kept
+    # An estimate: with less than a tenth to spare, all of them might not fit after all.
+    needed_bytes = 1.1 * _mean_decoded_bytes(source, transforms) * kept
     kind = "decoded" if needed_bytes <= budget_bytes else "encoded"
     _log.info(
         "cache.store=auto keeps %s samples: %d decoded ones need about %.1f GiB of %.1f",
@@ -162,25 +164,27 @@ def _resolve_kind(cache: Cache, source: Source, transforms: Transforms, budget_b
 
 
 def _mean_decoded_bytes(source: Source, transforms: Transforms) -> float:
-    if not len(source):
-        return 0.0
+    """Mean over a few samples' headers; infinite if none of them can be read, which is not for an estimate to say."""
     sizes = []
     for id in np.linspace(0, len(source) - 1, min(HEADERS_READ, len(source)), dtype=np.int64).tolist():
-        sample = source.read(id)
-        if isinstance(sample, bytes):
-            info = inspect(sample)
-            height, width = limit_side(info.height, info.width, transforms.max_side)
-            sizes.append(height * width * 3)
-        else:
-            sizes.append(sample.nbytes)
-    return float(np.mean(sizes))
+        try:
+            sample = source.read(id)
+            if isinstance(sample, bytes):
+                info = inspect(sample)
+                height, width = limit_side(info.height, info.width, transforms.max_side)
+                sizes.append(height * width * 3)
+            else:
+                sizes.append(sample.nbytes)
+        except (OSError, ValueError):  # the loop that wants this sample will meet the error, at its place
+            continue
+    return float(np.mean(sizes)) if sizes else math.inf
 
 
 def _fill(load: CachedLoad, count: int, cache: Cache, *, num_threads: int, name: str) -> None:
     kept = count if cache.max_images is None else min(count, cache.max_images)
     for loaded, _ in enumerate(preload(load, kept, num_threads=num_threads, name=name), start=1):
         if len(load.cache) < loaded:
-            raise ValueError(
+            raise ConfigError(
                 f"preload=ram has room for {loaded - 1} of {kept} images of {name}; "
                 "raise cache.max_gib, use cache.store=encoded, or use preload=pack"
             )
@@ -193,7 +197,9 @@ def _build_pack(source: Source, preloading: Preload, *, num_threads: int, name: 
     def samples() -> Iterable[bytes]:
         for sample in preload(source.read, len(source), num_threads=num_threads, name=name):
             if not isinstance(sample, bytes):
-                raise ValueError("preload=pack keeps encoded images and this source has none; use preload=ram")
+                raise ConfigError("preload=pack keeps encoded images and this source has none; use preload=ram")
             yield sample
 
-    return open_or_build(directory / f"{name}-{key[:16]}.pack", key, len(source), samples)
+    # Named after the samples and keyed by their contents too: a changed file's pack replaces the old one.
+    path = directory / f"{name}-{source.fingerprint()[:16]}.pack"
+    return open_or_build(path, key, len(source), samples)

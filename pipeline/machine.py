@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 
@@ -16,16 +15,12 @@ def num_cores(*, proc_cgroup: Path = PROC_CGROUP, cgroup_root: Path = CGROUP_ROO
     """Cores that can be kept busy: the affinity mask's, or fewer where a control group's quota allows fewer."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for directory in _directories(proc_cgroup, cgroup_root, controller="cpu"):
-        try:
-            if (directory / "cpu.max").exists():
-                quota, period = (directory / "cpu.max").read_text().split()
-            else:
-                quota = (directory / "cpu.cfs_quota_us").read_text().strip()
-                period = (directory / "cpu.cfs_period_us").read_text().strip()
-        except OSError:  # this group has no limit of its own
-            continue
-        if quota not in ("max", "-1"):
-            cores = min(cores, max(1, math.floor(int(quota) / int(period))))
+        quota = _numbers(directory / "cpu.max") or [
+            *_numbers(directory / "cpu.cfs_quota_us"),
+            *_numbers(directory / "cpu.cfs_period_us"),
+        ]
+        if len(quota) == 2 and min(quota) > 0:
+            cores = min(cores, max(1, quota[0] // quota[1]))
     return cores
 
 
@@ -55,28 +50,38 @@ def _directories(proc_cgroup: Path, cgroup_root: Path, *, controller: str) -> li
         return []
     directories: list[Path] = []
     for line in lines:
+        if line.count(":") < 2:
+            continue
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            top = cgroup_root
+            tops = [cgroup_root]
         elif controller in controllers.split(","):
-            top = cgroup_root / controller
+            # Controllers mounted together ("cpu,cpuacct") often have a link for each; not everywhere.
+            tops = [cgroup_root / name for name in dict.fromkeys((controller, controllers))]
         else:
             continue
         # Inside a container the path may not exist, its directory being mounted as the root: the root always counts.
         relative = Path(path.lstrip("/"))
-        directories += [top / group for group in (relative, *relative.parents)]
+        directories += [top / group for top in tops for group in (relative, *relative.parents)]
     return directories
 
 
 def _room(limit_file: Path, usage_file: Path, stat_file: Path) -> int | None:
-    try:
-        limit = limit_file.read_text().strip()
-        if limit == "max":
-            return None
-        used = int(usage_file.read_text())
-        rows = stat_file.read_text().splitlines()
-    except OSError:  # this group has no limit of its own
+    limit, used = _numbers(limit_file), _numbers(usage_file)
+    if not limit or not used:  # this group has no limit of its own
         return None
-    stat = {name: int(value) for name, value in (row.split() for row in rows)}
+    try:
+        rows = [row.split() for row in stat_file.read_text().splitlines()]
+    except OSError:
+        rows = []
+    stat = {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
     # Version 1 counts a group's children under total_; inactive page cache is given up before anybody is killed.
-    return int(limit) - used + stat.get("total_inactive_file", stat.get("inactive_file", 0))
+    return limit[0] - used[0] + stat.get("total_inactive_file", stat.get("inactive_file", 0))
+
+
+def _numbers(file: Path) -> list[int]:
+    """The whole numbers in a small file; none where it is missing, says "max", or holds anything else."""
+    try:
+        return [int(word) for word in file.read_text().split()]
+    except (OSError, ValueError):
+        return []

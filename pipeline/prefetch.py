@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol, Self, cast
 import torch
 from torch import Tensor
 
+from pipeline.config import ConfigError
 from pipeline.loader.batch import Batch
 
 EXIT_LIMIT_S = 5.0
@@ -75,9 +76,9 @@ class CudaStreams:
     """One side stream for the life of the prefetcher, on `device` only: no other device's context is created."""
 
     def __init__(self, device: torch.device) -> None:
-        """Make the side stream. RuntimeError when this machine has no such CUDA device."""
+        """Make the side stream. ConfigError when this machine has no such CUDA device."""
         if not torch.cuda.is_available():
-            raise RuntimeError("prefetch.device=cuda needs a CUDA device and torch sees none; use auto, cpu or none")
+            raise ConfigError("prefetch.device=cuda needs a CUDA device and torch sees none; use auto, cpu or none")
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 

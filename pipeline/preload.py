@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
@@ -22,14 +23,31 @@ def preload(load: Callable[[int], Sample], count: int, *, num_threads: int, name
     and ends the work. At most `4 * num_threads` samples wait for the consumer.
     """
     ahead = 4 * num_threads
-    bar = tqdm(total=count, desc=f"preload {name}", unit="img", disable=not sys.stderr.isatty(), leave=False)
-    with bar, ThreadPoolExecutor(num_threads, thread_name_prefix="headrace-preload") as pool:
+    report = _bar if sys.stderr.isatty() else _lines
+    with report(count, name) as advance, ThreadPoolExecutor(num_threads, "headrace-preload") as pool:
         window = deque(pool.submit(load, id) for id in range(min(ahead, count)))
         for id in range(count):
-            sample = window.popleft().result()
+            try:
+                sample = window.popleft().result()
+            except Exception as error:
+                error.add_note(f"while sample id {id} of {name} was preloaded")
+                raise
             if id + ahead < count:
                 window.append(pool.submit(load, id + ahead))
             yield sample
-            bar.update()
-            if bar.disable and (id + 1) * 10 // count > id * 10 // count:
-                _log.info("preload %s: %d of %d images", name, id + 1, count)
+            advance(id)
+
+
+@contextmanager
+def _bar(count: int, name: str) -> Iterator[Callable[[int], object]]:
+    with tqdm(total=count, desc=f"preload {name}", unit="img", leave=False) as bar:
+        yield lambda _: bar.update()
+
+
+@contextmanager
+def _lines(count: int, name: str) -> Iterator[Callable[[int], object]]:
+    def advance(id: int) -> None:
+        if (id + 1) * 10 // count > id * 10 // count:
+            _log.info("preload %s: %d of %d images", name, id + 1, count)
+
+    yield advance

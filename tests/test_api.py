@@ -103,8 +103,11 @@ def test_class_balanced_sampling_shows_rare_classes_as_often(jpegs: list[Path]) 
     [
         ({"transform": abs}, "transform does not work in this version"),
         ({"quarantine": "q.csv"}, "quarantine does not work in this version"),
-        ({"stall_timeout_s": 5}, "stall_timeout_s does not work in this version"),
-        ({"max_restarts": 0}, "max_restarts does not work in this version"),
+        ({"stall_timeout_s": 5}, r"loader\.stall_timeout_s=5.0 does not work in this version"),
+        ({"max_restarts": 0}, r"loader\.max_restarts=0 does not work in this version"),
+        ({"max_bad_fraction": 0.5}, r"data\.max_bad_fraction=0.5 does not work in this version"),
+        ({"cache_size": -5}, "cache_size must be >= 0, got -5"),
+        ({"shuffle": True, "sampler": "sequential"}, "shuffle or sampler, not both"),
         ({"backend": "processes"}, r"loader\.backend=processes does not work in this version"),
         ({"on_error": "skip"}, r"data\.on_error=skip does not work in this version"),
         ({"threads_per_worker": 2}, r"loader\.threads_per_worker=2 does not work in this version"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -179,3 +181,42 @@ def test_cached_pixels_cannot_be_written_to() -> None:
             pixels[0] = 1
     assert sample_bytes(pixels) == 12
     assert sample_bytes(b"abc") == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_loads_what_the_parent_had_in_flight() -> None:
+    began, go = threading.Event(), threading.Event()
+    parent = os.getpid()
+
+    def load(_: int) -> bytes:
+        if os.getpid() == parent:
+            began.set()
+            assert go.wait(60)
+        return b"sample"
+
+    cached = CachedLoad(load, LRUCache(10))
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(cached, 1)
+        assert began.wait(60)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            os._exit(0 if cached(1) == b"sample" else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        go.set()
+        assert loading.result(60) == b"sample"
+
+
+def test_a_value_whose_finalizer_asks_the_cache_does_not_lock_it() -> None:
+    cache: LRUCache[int, object] = LRUCache(1)
+
+    class Asking:
+        def __del__(self) -> None:
+            cache.get(1)
+
+    cache.put(1, Asking())
+    cache.put(1, Asking())
+    cache.put(2, None)
+    cache.clear()
+    assert len(cache) == 0

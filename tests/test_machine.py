@@ -72,3 +72,18 @@ def test_without_groups_the_machine_is_the_limit(tmp_path: Path) -> None:
 def test_a_quota_of_one_and_a_half_cores_keeps_one_busy(cgroups: tuple[Path, Path]) -> None:
     proc, root = cgroups
     assert num_cores(proc_cgroup=proc, cgroup_root=root) == 1
+
+
+@pytest.mark.parametrize(("cpu", "memory"), [("", ""), ("max", "max"), ("50000 0", "nonsense here"), ("1", "max")])
+def test_what_cannot_be_read_is_no_limit(cpu: str, memory: str, cgroups: tuple[Path, Path]) -> None:
+    proc, root = cgroups
+    proc.write_text("\nrubbish\n0::/job/step\n")
+    write(root / "job", cpu__max=cpu, memory__max=memory)
+    assert num_cores(proc_cgroup=proc, cgroup_root=root) == len(os.sched_getaffinity(0))
+    assert available_bytes(proc_cgroup=proc, cgroup_root=root) > 200 * MIB
+
+
+def test_a_memory_limit_counts_where_there_are_no_statistics(cgroups: tuple[Path, Path]) -> None:
+    proc, root = cgroups
+    (root / "job/memory.stat").unlink()
+    assert available_bytes(proc_cgroup=proc, cgroup_root=root) == 60 * MIB

@@ -228,7 +228,7 @@ def test_loaders_without_a_length_and_batches_that_are_none_are_fine() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_cuda_without_a_cuda_device_says_what_to_use_instead() -> None:
-    with pytest.raises(RuntimeError, match="use auto, cpu or none"):
+    with pytest.raises(ValueError, match="use auto, cpu or none"):
         PrefetchLoader([], "cuda")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cache.forks import renew_after_fork
 from pipeline.cache.lru import LRUCache
 
 Sample = bytes | NDArray[np.uint8]
@@ -30,8 +31,7 @@ class CachedLoad:
         """Ask `cache` before `load`; the cache may evict or refuse as it likes."""
         self._load = load
         self.cache = cache
-        self._lock = threading.Lock()
-        self._in_flight: dict[int, threading.Event] = {}
+        self.renew_locks()
 
     def __getstate__(self) -> dict[str, Any]:
         # What is in flight, and its lock, belong to the process that loads it.
@@ -39,7 +39,13 @@ class CachedLoad:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self.renew_locks()
+
+    def renew_locks(self) -> None:
+        """Forget what other threads have in flight, as a forked child must: they do not exist there."""
         self._lock = threading.Lock()
+        self._in_flight: dict[int, threading.Event] = {}
+        renew_after_fork(self)
 
     def __call__(self, id: int) -> Sample:
         """Sample `id`. Raises what `load` raises; a failure is not remembered."""

@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar, overload
 
+from pipeline.cache.forks import renew_after_fork
+
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 D = TypeVar("D")
@@ -45,7 +47,7 @@ class LRUCache(Generic[K, V]):
         self._max_bytes = max_bytes
         self._size_of = size_of
         self._entries: OrderedDict[K, V] = OrderedDict()
-        self._lock = threading.Lock()
+        self.renew_locks()
         self._bytes = 0
         self._hits = self._misses = self._evictions = 0
 
@@ -56,7 +58,13 @@ class LRUCache(Generic[K, V]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock = threading.Lock()
+        self.renew_locks()
+
+    def renew_locks(self) -> None:
+        """Make a new lock, as a forked child must; the entries stay."""
+        # Re-entrant: dropping a value may run a finalizer that asks this very cache.
+        self._lock = threading.RLock()
+        renew_after_fork(self)
 
     @property
     def capacity(self) -> int | None:
@@ -87,7 +95,7 @@ class LRUCache(Generic[K, V]):
         with self._lock:
             if key in self._entries:
                 self._bytes -= self._size_of(self._entries.pop(key))
-            if self._max_bytes is not None and size_bytes > self._max_bytes:
+            if self._capacity == 0 or (self._max_bytes is not None and size_bytes > self._max_bytes):
                 return
             self._entries[key] = value
             self._bytes += size_bytes

@@ -79,17 +79,25 @@ def open_or_build(path: Path, key: str, count: int, samples: Callable[[], Iterab
         count: number of samples.
         samples: called when a build is needed; yields every sample's bytes in order of id.
     """
+    if pack := _opened(path, key):  # without the lock: a finished pack may lie where nothing can be written
+        return pack
     path.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(str(path) + ".lock", waiting_for=f"it packs {path}"):
-        try:
-            return PackFile(path, key)
-        except (FileNotFoundError, ValueError):
-            _build(path, key, count, samples())
+        if pack := _opened(path, key):
+            return pack
+        _build(path, key, count, samples())
+    return PackFile(path, key)
+
+
+def _opened(path: Path, key: str) -> PackFile | None:
+    try:
         return PackFile(path, key)
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _build(path: Path, key: str, count: int, samples: Iterable[bytes]) -> None:
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
+    aside = path.with_suffix(".tmp")  # one name, for one builder holds the lock: a killed one's remains are overwritten
     offsets = np.zeros(count + 1, np.int64)
     offsets[0] = _HEADER.size + offsets.nbytes
     written = 0

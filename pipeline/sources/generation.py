@@ -17,6 +17,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pipeline.machine import num_cores
 from pipeline.sources.pictures import encode, paint
 
 Item = TypeVar("Item")
@@ -77,7 +78,7 @@ def generate_missing(
         return index, ImageSize(pixels.shape[0], pixels.shape[1], len(data))
 
     if missing:
-        workers = num_workers or _num_usable_cores()
+        workers = num_workers or num_cores()
         _announce(directory, len(missing), num_classes, num_kept=len(sizes), seed=seed, num_workers=workers)
         sizes.update(_with_progress(_map_in_threads(make, missing, workers), len(missing)))
     return _summarise([sizes[index] for index in range(len(paths))])
@@ -92,10 +93,6 @@ def measure_file(path: Path) -> ImageSize | None:
         return None
     # After a loss of power a file can have its name and lack the end of its data.
     return ImageSize(height, width, len(data)) if data.endswith(b"\xff\xd9") else None
-
-
-def _num_usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _announce(
