@@ -206,6 +206,20 @@ def test_a_preload_that_does_not_fit_says_how_much_did_and_what_to_change(tmp_pa
         store_of(source, cache, Preload(mode="ram"))  # type: ignore[arg-type]
 
 
+def test_a_broken_file_does_not_spoil_the_estimate_but_is_met_at_its_place(tmp_path: Path) -> None:
+    paths = write_jpegs(tmp_path, 3)
+    paths[0].write_bytes(b"<html>")
+    paths[1].unlink()
+    store, _ = store_of(FileSource(paths, range(3)), Cache(policy="lru"))  # type: ignore[arg-type]
+    assert isinstance(store.load(2), np.ndarray)
+    with pytest.raises(ValueError, match="no known image format"):
+        store.load(0)
+    paths[2].unlink()
+    store, _ = store_of(FileSource(paths, range(3)), Cache(policy="lru"))  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError):
+        store.load(2)
+
+
 def test_a_budget_above_what_is_free_is_refused(tmp_path: Path) -> None:
     source = FileSource(write_jpegs(tmp_path, 1), range(1))
     with pytest.raises(ValueError, match=r"cache\.max_gib=1e\+06 is more than the .* GiB that are free"):

@@ -71,9 +71,16 @@ class Batch(tuple[Tensor, Tensor]):
         """The same batch with other images."""
         return Batch(images, self.labels, ids=self.ids, epoch=self.epoch, step=self.step, draws=self.draws)
 
-    def to(self, *args: Any, **kwargs: Any) -> Batch:
-        """Images and labels by `torch.Tensor.to`; a dtype applies to floating-point tensors only."""
-        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+    def to(
+        self,
+        device: torch.device | torch.dtype | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        non_blocking: bool = False,
+    ) -> Batch:
+        """Images and labels by `torch.Tensor.to`; a dtype, also given first, applies to floating-point tensors only."""
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
 
         def move(tensor: Tensor) -> Tensor:
             kept = dtype if tensor.is_floating_point() else None
