@@ -241,7 +241,6 @@ def assemble(
     with ExitStack() as resources:
         if hasattr(source, "close"):
             resources.callback(source.close)
-        order_of = make_sampler(sampler, source, config.seed)
         store = build_store(
             source,
             config.cache,
@@ -254,8 +253,9 @@ def assemble(
         )
         # Workers colour and normalise unless the batch goes to a device: bytes travel there in a quarter of the time.
         transform = SampleTransform(transforms, normalise=not on_device, memory_format=memory_format)
+        sample = MakeSample(store.load, transform, where=source.where, stats=stats)
         order = Order(
-            sampler=order_of,
+            sampler=make_sampler(sampler, source, config.seed),
             labels=source.labels,
             seed=config.seed,
             batch_size=config.loader.batch_size,
@@ -265,7 +265,6 @@ def assemble(
             drop_last=drop_last,
             fingerprint=_fingerprint(source, sampler, transforms),
         )
-        sample = MakeSample(store.load, transform, where=source.where, stats=stats)
         executor = _executor(config, sample, num_workers)
         resources.callback(executor.close)
         loader = Loader(

@@ -11,28 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chance import SIGNIFICANCE, assert_fits, assert_uncorrelated
 from numpy.typing import NDArray
 
 from pipeline.draws import draws, key, mix, uniforms
 
-SIGNIFICANCE = 1e-4
 Floats = NDArray[np.float64]
 
 
 def assert_uniform(cells: NDArray[np.int64], num_cells: int) -> None:
-    """Pearson's chi-square of equally likely cells; the quantile is Wilson and Hilferty's (1931), good to 1 %."""
-    expected = cells.size / num_cells
-    assert expected >= 5, "too few samples for a chi-square test"
-    statistic = np.square(np.bincount(cells.ravel(), minlength=num_cells) - expected).sum() / expected
-    freedom = num_cells - 1
-    normal = NormalDist().inv_cdf(1 - SIGNIFICANCE)
-    limit = freedom * (1 - 2 / (9 * freedom) + normal * (2 / (9 * freedom)) ** 0.5) ** 3
-    assert statistic < limit, f"chi-square {statistic:.1f} of {freedom} degrees of freedom, limit {limit:.1f}"
-
-
-def assert_uncorrelated(first: Floats, second: Floats) -> None:
-    correlation = np.corrcoef(first.ravel(), second.ravel())[0, 1] * first.size**0.5
-    assert abs(correlation) < NormalDist().inv_cdf(1 - SIGNIFICANCE / 2), f"{correlation:.2f} standard deviations"
+    """Cells are equally likely, by chi-square."""
+    counts = np.bincount(cells.ravel(), minlength=num_cells)
+    assert_fits(counts, np.full(num_cells, cells.size / num_cells))
 
 
 @cache

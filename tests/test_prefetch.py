@@ -206,6 +206,7 @@ def test_closing_the_loader_under_a_prefetcher_ends_both() -> None:
         inner.close()
         loader.close()
         del iterator
+        assert not worker_threads()
 
 
 def test_the_epoch_of_a_sampler_is_set_where_the_loader_has_none() -> None:

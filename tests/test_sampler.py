@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chance import SIGNIFICANCE, assert_fits
 from numpy.typing import NDArray
 
 from pipeline.sampler import (
@@ -26,20 +27,10 @@ from pipeline.sampler import (
     rank_positions,
 )
 
-SIGNIFICANCE = 1e-4
 Ints = NDArray[np.int64]
 ABOVE_A_POWER_OF_TWO = 2**20 + 1
 # The relative excess of a * b over the samples, and so the walking, is largest here of all sizes below 60,000.
 WALKING_MOST = 4162
-
-
-def assert_fits(counts: NDArray[Any], expected: NDArray[Any], significance: float = SIGNIFICANCE) -> None:
-    """Pearson's chi-square; the quantile is Wilson and Hilferty's (1931), 2 % high at 6 degrees of freedom."""
-    assert expected.min() >= 5, "too few samples for a chi-square test"
-    freedom, normal = counts.size - 1, NormalDist().inv_cdf(1 - significance)
-    limit = freedom * (1 - 2 / (9 * freedom) + normal * (2 / (9 * freedom)) ** 0.5) ** 3
-    statistic = (np.square(counts - expected) / expected).sum()
-    assert statistic < limit, f"chi-square {statistic:.1f} of {freedom} degrees of freedom, limit {limit:.1f}"
 
 
 def assert_uniform(ids: Ints, num_samples: int) -> None:
