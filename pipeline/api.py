@@ -83,13 +83,15 @@ def create_dataloader(
     and prefetcher. Use it in a `with`, or `close()` it. Importing it sets `cv2.setNumThreads(0)` for the process.
 
     Args:
-        data_paths: image files; packed at once, no reference to the sequence is kept.
+        data_paths: image files; packed at once, no reference to the sequence is kept. A file is first looked at when
+            its turn comes.
         labels: any numeric array-like of first dimension `len(data_paths)`.
         batch_size: samples in a batch, for each rank.
         num_workers: threads that make batches; 0 makes them in the loop.
         img_size: height and width in pixels.
         cache_size: images kept between epochs; 0 keeps none.
-        preload: True or "ram" reads everything before the first epoch, "pack" keeps it in one file for later runs.
+        preload: True or "ram" reads everything before the first epoch, "pack" keeps it in one file for later runs, in
+            `data/.packs` of the working directory.
         augment: "light" is RandomResizedCrop and flip, "standard" (True) adds colour jitter, "heavy" more; "none"
             (False) is evaluation's resize and centre crop, in order.
         pin_memory: put batches in page-locked memory; nothing happens without CUDA.
@@ -140,6 +142,8 @@ def create_dataloader(
     keeps_some = cache_size > 0 and preload != "ram"  # a whole preload needs no policy
     rank, world_size = _ranks(rank, world_size)
     source = FileSource(data_paths, labels)
+    if len(source) == 0:
+        raise ValueError("data_paths is empty; look at the pattern or directory that it was made from")
     config = PipelineConfig(
         data=Data(on_error=choice("data.on_error", on_error, OnError), max_bad_fraction=max_bad_fraction),
         cache=Cache(

@@ -29,7 +29,7 @@ from pipeline.loader.loader import Loader
 from pipeline.loader.order import Order
 from pipeline.loader.sample import MakeSample
 from pipeline.machine import num_cores
-from pipeline.prefetch import BatchStage, PrefetchLoader
+from pipeline.prefetch import BatchStage, PrefetchLoader, streams_for
 from pipeline.sampler import Sampler, SequentialSampler, ShuffleSampler, WeightedSampler, balanced_weights
 from pipeline.sources import (
     Source,
@@ -79,6 +79,12 @@ class Pipeline:
         """Begin the next epoch, or continue a loaded state. RuntimeError when another iterator is live."""
         return iter(self._batches)
 
+    def __repr__(self) -> str:
+        return (
+            f"Pipeline({self.num_samples} samples, batch_size={self.batch_size}, num_workers={self.num_workers}, "
+            f"augment={self.transforms.augment}, size={self.transforms.size})"
+        )
+
     @property
     def dataset(self) -> Source:
         """The source, under the name that users of `DataLoader` look for."""
@@ -109,7 +115,10 @@ class Pipeline:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next `iter()` continue where `state` was taken. ValueError for another seed, source or transform."""
+        """Let the next `iter()` continue where `state` was taken. ValueError for another seed, source or transform.
+
+        The state's global batch size is kept, with a warning where `batch_size` changes by it.
+        """
         self._batches.load_state_dict(state)
 
     def stats(self) -> dict[str, float]:
@@ -236,6 +245,7 @@ def assemble(
     """
     prefetch_device = _prefetch_device(config, device)
     on_device = prefetch_device is not None and prefetch_device.type != "cpu"
+    streams = streams_for(prefetch_device) if on_device and prefetch_device is not None else None  # or refuse at once
     num_workers = config.loader.resolved_num_workers(num_cores())
     stats = Stats()
     with ExitStack() as resources:
@@ -284,7 +294,9 @@ def assemble(
             prefetch_device, stage = torch.device("cpu"), Batch.pin_memory
         prefetcher = None
         if prefetch_device is not None:
-            prefetcher = PrefetchLoader(loader, prefetch_device, num_batches=config.prefetch.num_batches, stage=stage)
+            prefetcher = PrefetchLoader(
+                loader, prefetch_device, num_batches=config.prefetch.num_batches, stage=stage, streams=streams
+            )
             resources.callback(prefetcher.close)
         owned = resources.pop_all()
     return Pipeline(

@@ -128,6 +128,7 @@ def build_store(
     cached = CachedLoad(load, kept)
     if preloading.mode == "ram":
         _fill(cached, len(source), cache, num_threads=num_threads, name=name)
+        kept.reset_counts()  # filling it asked for what could not be there
     return Store(cached, kept)
 
 

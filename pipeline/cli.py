@@ -119,6 +119,9 @@ def _run_task(task: Task, composed: DictConfig, program: str) -> float:
     in_sweep = hydra_config.mode is RunMode.MULTIRUN
     try:
         return task(to_config(composed, cwd=hydra_config.runtime.cwd), run_dir)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"interrupted; what there is of the run is in {run_dir}\n")
+        sys.exit(130)
     except Exception as error:
         record_failure(run_dir, error, program=program)
         wrong_config = isinstance(error, ConfigError)
@@ -127,6 +130,10 @@ def _run_task(task: Task, composed: DictConfig, program: str) -> float:
             return math.nan  # Hydra 1.3 skips on_multirun_end, and so the table, if a job raises
         if wrong_config:
             _refuse(error)
+        of_a_sample = [note for note in getattr(error, "__notes__", ()) if "sample id" in note]
+        if of_a_sample and not _SHOW_ALL:  # the data is at fault and no line of code: say which file
+            sys.stderr.write(f"{type(error).__name__}: {error}\n  {of_a_sample[0]}\n")
+            sys.exit(1)
         raise
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +14,16 @@ from tqdm import tqdm
 
 from pipeline.cache.load import Sample
 
+LINE_EVERY_S = 5.0
+"""Where there is no terminal: seconds between two lines of progress."""
+
 _log = logging.getLogger(__name__)
 
 
 def preload(load: Callable[[int], Sample], count: int, *, num_threads: int, name: str) -> Iterator[Sample]:
     """Yield samples 0 ... count - 1 in order, loaded by `num_threads` threads, showing progress as `name`.
 
-    Progress is a bar on a terminal and a log line at every tenth elsewhere. The first failure is raised at its place
+    Progress is a bar on a terminal and a log line every few seconds elsewhere. The first failure is raised at its place
     and ends the work. At most `4 * num_threads` samples wait for the consumer.
     """
     ahead = 4 * num_threads
@@ -46,8 +50,12 @@ def _bar(count: int, name: str) -> Iterator[Callable[[int], object]]:
 
 @contextmanager
 def _lines(count: int, name: str) -> Iterator[Callable[[int], object]]:
+    said_s = time.monotonic()
+
     def advance(id: int) -> None:
-        if (id + 1) * 10 // count > id * 10 // count:
+        nonlocal said_s
+        if time.monotonic() - said_s >= LINE_EVERY_S:
+            said_s = time.monotonic()
             _log.info("preload %s: %d of %d images", name, id + 1, count)
 
     yield advance

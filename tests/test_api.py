@@ -18,6 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms as torchvision_transforms
 
+import pipeline
 from pipeline import HighPerformanceDataset, LRUCache, PrefetchLoader, create_dataloader
 
 
@@ -131,6 +132,17 @@ def test_wrong_options_are_refused_by_name_and_start_nothing(
     with pytest.raises(ValueError, match=message):
         create_dataloader(jpegs, labels_of(jpegs), **({"num_workers": 2} | options))
     assert not worker_threads()
+
+
+def test_no_paths_at_all_are_refused() -> None:
+    with pytest.raises(ValueError, match="data_paths is empty"):
+        create_dataloader([], [])
+
+
+def test_a_public_loader_says_what_it_is_and_the_package_lists_its_names(jpegs: list[Path]) -> None:
+    assert set(pipeline.__all__) <= set(dir(pipeline))
+    with create_dataloader(jpegs, labels_of(jpegs), 4, num_workers=0, img_size=16) as loader:
+        assert repr(loader) == "Pipeline(23 samples, batch_size=4, num_workers=0, augment=standard, size=16)"
 
 
 def test_a_missing_label_is_refused(jpegs: list[Path]) -> None:

@@ -199,6 +199,14 @@ def test_each_file_is_read_once_while_it_fits(tmp_path: Path) -> None:
     assert stats["cache_hit_pct"] > 50
 
 
+def test_filling_a_store_before_the_first_epoch_counts_as_no_miss(tmp_path: Path) -> None:
+    source = FileSource(write_jpegs(tmp_path, 4), range(4))
+    store, _ = store_of(source, Cache(), Preload(mode="ram"))  # type: ignore[arg-type]
+    for id in range(4):
+        store.load(id)
+    assert (store.cache.stats()["hits"], store.cache.stats()["misses"]) == (4, 0)
+
+
 def test_a_preload_that_does_not_fit_says_how_much_did_and_what_to_change(tmp_path: Path) -> None:
     source = FileSource(write_jpegs(tmp_path, 10), range(10))
     cache = Cache(store="decoded", max_gib=5 * 60 * 80 * 3 / 2**30)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,7 @@ def test_two_steps_of_training_leave_a_whole_report(folder: Path, tmp_path: Path
         f"data.root={folder}",
         "data.val_fraction=0.3",
         "run.max_steps=2",
+        "loader.drop_last=true",
         "run.name=two",
         "model.width=8",
         cwd=tmp_path,
@@ -93,9 +95,26 @@ def test_a_broken_image_ends_training_with_its_path_and_a_failed_summary(tmp_pat
     assert finished.returncode == 1
     assert "images/cats/" in finished.stderr
     assert "truncated JPEG" in finished.stderr
+    assert "Traceback" not in finished.stderr
     summary = report(tmp_path / "outputs/train/bad/summary.json")
     assert summary["status"] == "failed"
     assert "truncated JPEG" in summary["error"]
+
+
+def test_ctrl_c_ends_training_with_a_line_and_a_report(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), "data=folder", f"data.root={folder}", "data.val_fraction=0.3"]
+    command += ["schedule.epochs=100000", "model.width=8", "run.name=cut", "loader.drop_last=true", *SMALL]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as run:
+        assert run.stderr is not None
+        for line in run.stderr:
+            if line.startswith("epoch"):
+                break
+        run.send_signal(signal.SIGINT)
+        rest = [line for line in run.stderr if not line.startswith("epoch")]
+        assert run.wait(60) == 130
+    assert len(rest) == 1
+    assert rest[0].startswith("interrupted; what there is of the run is in ")
+    assert report(tmp_path / "outputs/train/cut/summary.json")["status"] == "stopped"
 
 
 def test_data_that_is_not_there_is_one_line_and_exit_code_2(tmp_path: Path) -> None:

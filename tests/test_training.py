@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.config import Data, Logger, Model, Optim, Run, Schedule, TrainConfig, Transforms
+from pipeline.config import ConfigError, Data, Loader, Logger, Model, Optim, Run, Schedule, TrainConfig, Transforms
 from pipeline.training import run as run_module
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.compute import Compute, choose_device
@@ -57,6 +57,7 @@ class ListPipeline:
         labels = [batch_labels.numpy() for _, batch_labels in batches]
         self.source = SimpleNamespace(labels=np.concatenate([np.empty(0, np.int64), *labels]), class_names=class_names)
         self.num_samples = len(self.source.labels)
+        self.num_workers = 0
         self.epoch = 0
         self.is_closed = False
 
@@ -301,6 +302,32 @@ def test_data_that_cannot_be_trained_on_is_refused_before_the_first_step(
     with pytest.raises(ValueError, match=message):
         train(config(**changes), tmp_path)
     assert pipelines["train"].epoch == 0
+
+
+def test_a_run_opens_with_what_it_trains_on_and_names_classes_it_cannot_learn(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    train_batches, val_batches = (
+        [(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 0, 1]))],
+        [(torch.rand(2, 3, 8, 8), torch.tensor([0, 2]))],
+    )
+    splits = {"train": ListPipeline(train_batches), "val": ListPipeline(val_batches)}
+    monkeypatch.setattr("pipeline.training.run.build_pipeline", lambda _, *, split, **__: splits[split])
+    train(config(schedule=Schedule(epochs=1)), tmp_path)
+    opening = capsys.readouterr().err
+    assert "4 training and 2 validation images, 3 (red, green, blue) classes; resnet_small on cpu" in opening
+    assert "warning: training has no image of 1 (blue)" in opening
+
+
+def test_a_last_batch_of_one_small_image_is_refused_before_the_first_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pipeline = ListPipeline(
+        [(torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])), (torch.rand(1, 3, 32, 32), torch.tensor([1]))]
+    )
+    monkeypatch.setattr("pipeline.training.run.build_pipeline", lambda *_, **__: pipeline)
+    with pytest.raises(ConfigError, match=r"would be 1 sample .5 with loader\.batch_size=4.* loader\.drop_last=true"):
+        train(config(loader=Loader(batch_size=4)), tmp_path)
 
 
 def test_labels_that_are_not_classes_are_refused(pipelines: dict[str, ListPipeline], tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ class Schedule:
             self.warmup_epochs,
             low=0,
             high=self.epochs,
-            cure="at most schedule.epochs; 0 is off",
+            cure="at most schedule.epochs, so lower both together; 0 is off",
         )
 
 

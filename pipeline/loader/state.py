@@ -35,7 +35,10 @@ def resume_point(state: dict[str, Any], order: Order) -> tuple[int, int, int]:
     """
     for key, ours in (("version", STATE_VERSION), ("seed", order.seed), ("order", order.fingerprint)):
         if state.get(key) != ours:
-            raise ValueError(f"this state has {key}={state.get(key)!r}, this loader {ours!r}; it cannot be continued")
+            what = " (it stands for the samples, the sampler and the transforms)" if key == "order" else ""
+            raise ValueError(
+                f"this state has {key}={state.get(key)!r}, this loader {ours!r}{what}; it cannot be continued"
+            )
     global_batch_size = int(state["global_batch_size"])
     batch_size, rest = divmod(global_batch_size, order.world_size)
     if rest or not batch_size:
@@ -44,5 +47,10 @@ def resume_point(state: dict[str, Any], order: Order) -> tuple[int, int, int]:
             f"world_size={order.world_size} ranks; use a number of ranks that divides it"
         )
     if batch_size != order.batch_size:
-        _log.info("batch_size is now %d per rank: the global batch of %d is kept", batch_size, global_batch_size)
+        _log.warning(
+            "batch_size is now %d per rank and not %d: the state's global batch of %d is kept",
+            batch_size,
+            order.batch_size,
+            global_batch_size,
+        )
     return int(state["epoch"]), int(state["position"]) // global_batch_size, batch_size

@@ -41,7 +41,7 @@ class FileSource:
 
     def read(self, id: int) -> bytes:
         """Returns the bytes of file `id`; raises OSError."""
-        with open(self.paths.encoded(id), "rb", buffering=0) as file:
+        with open(self.paths[id], "rb", buffering=0) as file:
             # `readall` asks for the size once and reads until the end, however short the single reads are.
             return file.readall()
 

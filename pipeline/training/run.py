@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline.build import Pipeline, build_pipeline
@@ -43,6 +44,8 @@ def train(cfg: TrainConfig, run_dir: Path) -> float:
             build_pipeline(cfg, split="val", device=compute.device) as val_pipeline,
         ):
             num_classes = _num_classes(cfg, train_pipeline, val_pipeline)
+            _check_last_batch(cfg, train_pipeline)
+            sys.stderr.write(_opening_line(cfg, compute, num_classes, train_pipeline, val_pipeline) + "\n")
             learner = _learner(cfg, compute, num_classes=num_classes, steps_per_epoch=len(train_pipeline))
             _fit(cfg, learner, train_pipeline, val_pipeline, record, run_dir)
             record.cache_hit_pct = train_pipeline.stats().get("cache_hit_pct")
@@ -169,6 +172,33 @@ def _state(cfg: TrainConfig, learner: Learner, pipeline: Pipeline, *, epoch: int
     }
 
 
+def _check_last_batch(cfg: TrainConfig, train_pipeline: Pipeline) -> None:
+    """Refuses a last batch of one small image: after five halvings batch normalisation has one value a channel."""
+    is_alone = train_pipeline.num_samples % cfg.loader.batch_size == 1 and not cfg.loader.drop_last
+    if is_alone and cfg.transforms.size <= 32:
+        raise ConfigError(
+            f"the last batch of an epoch would be 1 sample ({train_pipeline.num_samples} with loader.batch_size="
+            f"{cfg.loader.batch_size}), too little for batch normalisation at transforms.size={cfg.transforms.size}; "
+            "set loader.drop_last=true, or another loader.batch_size"
+        )
+
+
+def _opening_line(
+    cfg: TrainConfig, compute: Compute, num_classes: int, train_pipeline: Pipeline, val_pipeline: Pipeline
+) -> str:
+    """What is trained on what; and which classes validation has and training lacks, for no run can learn them."""
+    line = (
+        f"{train_pipeline.num_samples:,} training and {val_pipeline.num_samples:,} validation images, "
+        f"{_sample_of(train_pipeline.source.class_names or range(num_classes))} classes; "
+        f"{cfg.model.name} on {compute.device}, {train_pipeline.num_workers} loader threads"
+    )
+    unseen = np.setdiff1d(val_pipeline.source.labels, train_pipeline.source.labels)
+    if len(unseen):
+        names = train_pipeline.source.class_names or [str(number) for number in range(num_classes)]
+        line += f"\nwarning: training has no image of {_sample_of([names[number] for number in unseen])}"
+    return line
+
+
 def _sample_of(names: Any) -> str:
-    shown = ", ".join(list(names)[:5])
+    shown = ", ".join(str(name) for name in list(names)[:5])
     return f"{len(names)} ({shown}, ...)" if len(names) > 5 else f"{len(names)} ({shown})"
