@@ -251,6 +251,7 @@ class PrefetchLoader:
     def set_epoch(self, epoch: int) -> None:
         """Abandon a live iterator, then the loader's (or else its sampler's) `set_epoch`."""
         self.stop()
+        self._state = None
         target = self.loader if hasattr(self.loader, "set_epoch") else self.loader.sampler
         target.set_epoch(epoch)
 
@@ -261,11 +262,12 @@ class PrefetchLoader:
     def load_state_dict(self, state: Any) -> None:
         """Abandon a live iterator, then the loader's `load_state_dict`."""
         self.stop()
+        self._state = None
         self.loader.load_state_dict(state)
 
     def stop(self) -> None:
-        """End the thread of the epoch in progress, if any; the next `iter()` begins another."""
-        self._live = self._state = None
+        """End the thread of the epoch in progress, if any; the next `iter()` begins another. The state stays."""
+        self._live = None
         if self._pull is not None:
             self._pull.stop()
         if self._stop_pull is not None:
@@ -290,10 +292,10 @@ class PrefetchLoader:
             item = pull.ready.get()
             self.wait_s += time.perf_counter() - began
             if item is None:
-                self._finish(pull)
+                self.stop()
                 return
             if isinstance(item, _Failed):
-                self._finish(pull)
+                self.stop()
                 try:
                     raise item.error
                 finally:
@@ -312,13 +314,6 @@ class PrefetchLoader:
             if is_last and pull is not self._pull:
                 return
         raise RuntimeError("this iterator was abandoned by stop() or close()")
-
-    def _finish(self, pull: _Pull) -> None:
-        """The epoch is over; its last state stays."""
-        if pull is self._pull:
-            state = self._state
-            self.stop()
-            self._state = state
 
     def _keep(self, tensor: Tensor) -> Tensor:
         self._streams.keep(tensor)

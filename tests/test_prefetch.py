@@ -183,6 +183,10 @@ def test_a_state_counts_batches_given_to_the_consumer_and_not_those_pulled_ahead
             positions.append(loader.state_dict()["position"])
         assert positions == [0, 4, 8, 12, 16, 0]
         assert loader.state_dict()["epoch"] == 1
+        for _ in loader:
+            break
+        loader.close()
+        assert (loader.state_dict()["epoch"], loader.state_dict()["position"]) == (1, 4)
 
 
 def test_changing_the_epoch_after_a_break_stops_the_thread_first() -> None:

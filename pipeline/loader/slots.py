@@ -48,11 +48,6 @@ class SlotRing:
         """How many slots the consumer still references."""
         return self.num_slots - self._free.qsize() - self._filling
 
-    @property
-    def slot_bytes(self) -> int:
-        """Size of one slot."""
-        return self._slot_bytes
-
     def take(self) -> int:
         """A slot to fill; a free one if there is one, else a new one."""
         try:
