@@ -36,6 +36,7 @@ from pipeline.config import (
 from pipeline.config import Store as StoreKind
 from pipeline.config.checks import choice
 from pipeline.machine import num_cores
+from pipeline.main_script import refuse_while_importing
 from pipeline.prefetch import PrefetchLoader
 from pipeline.preload import preload as preload_samples
 from pipeline.sources import FileSource
@@ -87,7 +88,7 @@ def create_dataloader(
             its turn comes.
         labels: any numeric array-like of first dimension `len(data_paths)`.
         batch_size: samples in a batch, for each rank.
-        num_workers: threads that make batches; 0 makes them in the loop.
+        num_workers: threads or processes that make batches; 0 makes them in the loop.
         img_size: height and width in pixels.
         cache_size: images kept between epochs; 0 keeps none.
         preload: True or "ram" reads everything before the first epoch, "pack" keeps it in one file for later runs, in
@@ -96,9 +97,11 @@ def create_dataloader(
             (False) is evaluation's resize and centre crop, in order.
         pin_memory: put batches in page-locked memory; nothing happens without CUDA.
         prefetch_device: yield batches that are already on this device.
-        transform: a callable of your own. Not in this version.
-        backend: "threads", or "auto". Worker processes are not in this version.
-        threads_per_worker: of worker processes; only 1.
+        transform: your own callable, from a `PIL.Image` (RGB, upright) to a (3, H, W) tensor or array, instead of all
+            built-in transforms: `img_size`, `decode` and `resize` mean nothing to it. Runs in worker processes, where
+            `random`, `numpy.random` and torch are seeded for every sample. It is tried on one image at once.
+        backend: "threads", "processes", or "auto": processes for a `transform` and for a CUDA `prefetch_device`.
+        threads_per_worker: threads in each worker process.
         prefetch_factor: batches in flight beyond the one the loop holds.
         shuffle: a new order every epoch; None: when augmenting.
         sampler: "shuffle", "sequential" or "balanced", instead of `shuffle`.
@@ -107,8 +110,8 @@ def create_dataloader(
         on_error: "raise" stops at a file that cannot be decoded and names it. Others are not in this version.
         max_bad_fraction: used by those others.
         quarantine: used by those others; only None.
-        max_restarts: of worker processes; only 3.
-        stall_timeout_s: of worker processes; only 300.
+        max_restarts: how often dead worker processes are replaced.
+        stall_timeout_s: seconds after which a sample that does not come raises.
         cache_policy: "lru", or "pinned": the first images to come stay, which suits shuffled epochs better.
         store: keep files' bytes ("encoded"), pixels ("decoded"), or pixels if they fit ("auto").
         decode: "full", or "scaled": decode at 1/2, 1/4 or 1/8 where the crop allows; changes pixels.
@@ -120,7 +123,13 @@ def create_dataloader(
     Raises:
         ValueError: an option is wrong; the message names its key in the configuration, whose meaning it shares.
     """
-    _refuse_unfinished(transform=(transform, None), quarantine=(quarantine, None))
+    refuse_while_importing("create_dataloader")
+    _refuse_unfinished(quarantine=(quarantine, None))
+    if transform is not None and (isinstance(augment, str) or resize is not None or decode != "full"):
+        raise ValueError(
+            "transform replaces the built-in transforms; leave out what stands beside it: "
+            f"augment={augment!r}, resize={resize!r}, decode={decode!r}"
+        )
     if isinstance(augment, bool):
         augment = "standard" if augment else "none"
     if isinstance(preload, bool):
@@ -174,6 +183,7 @@ def create_dataloader(
         sampler=config.loader.sampler,
         device=torch.device("cpu" if prefetch_device is None else prefetch_device),
         name="images",
+        function=transform,
         drop_last=drop_last,
         rank=rank,
         world_size=world_size,

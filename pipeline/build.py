@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from pipeline.build_loader import build_executor, check_memory, resolve_backend
+from pipeline.build_source import make_sampler, open_source, order_fingerprint
 from pipeline.build_store import Store, build_store
-from pipeline.config import (
-    Cifar10Data,
-    Data,
-    FolderData,
-    ManifestData,
-    PipelineConfig,
-    SamplerName,
-    SyntheticData,
-    TarData,
-    Transforms,
-)
+from pipeline.build_transform import build_transform
+from pipeline.config import Backend, PipelineConfig, SamplerName, Transforms
 from pipeline.config.checks import ConfigError
 from pipeline.loader.batch import Batch
-from pipeline.loader.executors import Executor, SerialExecutor, ThreadExecutor
 from pipeline.loader.loader import Loader
 from pipeline.loader.order import Order
 from pipeline.loader.sample import MakeSample
 from pipeline.machine import num_cores
+from pipeline.main_script import refuse_while_importing
+from pipeline.pickling import check_picklable
 from pipeline.prefetch import BatchStage, PrefetchLoader, streams_for
-from pipeline.sampler import Sampler, SequentialSampler, ShuffleSampler, WeightedSampler, balanced_weights
-from pipeline.sources import (
-    Source,
-    Split,
-    open_cifar10,
-    open_folder,
-    open_manifest,
-    open_synthetic,
-    open_tar,
-)
+from pipeline.sources import Source, Split
 from pipeline.stats import Stats
 from pipeline.transforms.device import BatchTransform
-from pipeline.transforms.sample import SampleTransform
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from pipeline.shared import Arena
 
 
 class Pipeline:
@@ -63,6 +50,7 @@ class Pipeline:
         resources: ExitStack,
     ) -> None:
         """Take ownership of the parts; `assemble` makes them."""
+        refuse_while_importing("Pipeline")
         self.source = source
         self.transforms = transforms
         self._store = store
@@ -180,50 +168,6 @@ def build_pipeline(
     )
 
 
-def open_source(data: Data, split: Split) -> Source:
-    """The samples of `split`. Synthetic data is generated first if it is not there.
-
-    Raises ConfigError for data that is not what the configuration says it is.
-    """
-    try:
-        return _open_source(data, split)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
-def _open_source(data: Data, split: Split) -> Source:
-    if isinstance(data, SyntheticData):
-        return open_synthetic(
-            str(data.root),
-            num_images=data.num_images,
-            num_classes=data.num_classes,
-            seed=data.seed,
-            split=split,
-            val_fraction=data.val_fraction,
-        )
-    if isinstance(data, FolderData):
-        return open_folder(data.root, split=split, val_fraction=data.val_fraction)
-    if isinstance(data, ManifestData):
-        return open_manifest(data.path, root=data.root, split=split, val_fraction=data.val_fraction)
-    if isinstance(data, TarData):
-        return open_tar(data.pattern, split=split, val_fraction=data.val_fraction)
-    if isinstance(data, Cifar10Data):
-        return open_cifar10(str(data.root), split=split, download=data.download)
-    raise TypeError(f"no source is known for {type(data).__name__}")
-
-
-def make_sampler(name: SamplerName, source: Source, seed: int) -> Sampler:
-    """The order named by `loader.sampler` over `source`."""
-    if name is SamplerName.sequential:
-        return SequentialSampler(len(source))
-    if name is SamplerName.shuffle:
-        return ShuffleSampler(len(source), seed)
-    weights = balanced_weights(source.labels) if name is SamplerName.balanced else getattr(source, "weights", None)
-    if weights is None:
-        raise ConfigError("loader.sampler=weighted needs weights; use data=manifest with a weight column")
-    return WeightedSampler(weights, seed)
-
-
 def assemble(
     source: Source,
     config: PipelineConfig,
@@ -232,6 +176,7 @@ def assemble(
     sampler: SamplerName,
     device: torch.device,
     name: str,
+    function: Callable[[Image.Image], Any] | None = None,
     drop_last: bool = False,
     rank: int = 0,
     world_size: int = 1,
@@ -241,16 +186,33 @@ def assemble(
 ) -> Pipeline:
     """Put a pipeline together from an open source; `config.data` and `config.transforms` are not looked at.
 
-    The pipeline owns what is made here and closes `source`, if that can be closed.
+    The pipeline owns what is made here and closes `source`, if that can be closed. With worker processes it holds a
+    copy of `source` whose arrays lie in memory they share, and no reference to `source` itself.
     """
+    refuse_while_importing("a pipeline")
     prefetch_device = _prefetch_device(config, device)
     on_device = prefetch_device is not None and prefetch_device.type != "cpu"
     streams = streams_for(prefetch_device) if on_device and prefetch_device is not None else None  # or refuse at once
     num_workers = config.loader.resolved_num_workers(num_cores())
+    backend = resolve_backend(config.loader, prefers_processes=on_device or function is not None)
     stats = Stats()
     with ExitStack() as resources:
         if hasattr(source, "close"):
             resources.callback(source.close)
+        # Workers colour and normalise unless the batch goes to a device: bytes travel there in a quarter of the time.
+        transform = build_transform(
+            transforms,
+            function,
+            normalise=not on_device,
+            memory_format=memory_format,
+            source=source,
+            backend=backend,
+            loader=config.loader,
+        )
+        check_memory(config, transform)
+        arena = None
+        if backend is Backend.processes:
+            source, arena = _in_shared_memory(source, resources)
         store = build_store(
             source,
             config.cache,
@@ -260,10 +222,9 @@ def assemble(
             name=name,
             stats=stats,
             resources=resources,
+            arena=arena,
+            num_processes=num_workers if arena is not None else 1,
         )
-        # Workers colour and normalise unless the batch goes to a device: bytes travel there in a quarter of the time.
-        transform = SampleTransform(transforms, normalise=not on_device, memory_format=memory_format)
-        sample = MakeSample(store.load, transform, where=source.where, stats=stats)
         order = Order(
             sampler=make_sampler(sampler, source, config.seed),
             labels=source.labels,
@@ -273,9 +234,10 @@ def assemble(
             rank=rank,
             world_size=world_size,
             drop_last=drop_last,
-            fingerprint=_fingerprint(source, sampler, transforms),
+            fingerprint=order_fingerprint(source, sampler, transforms, function),
         )
-        executor = _executor(config, sample, num_workers)
+        sample = MakeSample(store.load, transform, where=source.where, stats=stats)
+        executor = build_executor(config.loader, sample, arena, where=source.where, stats=stats)
         resources.callback(executor.close)
         loader = Loader(
             order,
@@ -288,7 +250,7 @@ def assemble(
             stats=stats,
         )
         resources.callback(loader.close)
-        stage = _device_stage(config, transforms, on_device=on_device)
+        stage = _device_stage(config, transforms, on_device=on_device and function is None)
         if pin_memory and not on_device and torch.cuda.is_available():
             # For a user who copies to the device himself: pages of torch's own allocator, never slots of ours.
             prefetch_device, stage = torch.device("cpu"), Batch.pin_memory
@@ -304,18 +266,17 @@ def assemble(
     )
 
 
-def _fingerprint(source: Source, sampler: SamplerName, transforms: Transforms) -> str:
-    """Identity of what a state belongs to: samples, order and every option that decides pixels."""
-    weights = getattr(source, "weights", None) if sampler is SamplerName.weighted else None
-    digest = hashlib.blake2b(repr((source.fingerprint(), str(sampler), asdict(transforms))).encode(), digest_size=16)
-    digest.update(b"" if weights is None else weights.tobytes())
-    return digest.hexdigest()
+def _in_shared_memory(source: Source, resources: ExitStack) -> tuple[Source, Arena]:
+    """A copy of `source` whose arrays lie in memory that worker processes map; nothing here refers to the original."""
+    from pipeline.shared import Arena  # not above: it needs what Windows lacks
 
-
-def _executor(config: PipelineConfig, sample: MakeSample, num_workers: int) -> Executor:
-    if num_workers == 0:
-        return SerialExecutor(sample)
-    return ThreadExecutor(sample, num_workers=num_workers, in_flight=config.loader.prefetch_factor)
+    check_picklable(source, "source", 'use backend="threads"')
+    arena = Arena()
+    resources.callback(arena.close)
+    shared: Source = arena.load(arena.store(source))
+    if hasattr(shared, "close"):
+        resources.callback(shared.close)
+    return shared, arena
 
 
 def _prefetch_device(config: PipelineConfig, device: torch.device) -> torch.device | None:

@@ -6,15 +6,17 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache import LRUCache, PinnedCache
+from pipeline.cache.filled import Filled
 from pipeline.cache.load import CachedLoad, Sample, sample_bytes
 from pipeline.cache.pack import PackFile, open_or_build
 from pipeline.config import Cache, ConfigError, Preload, Transforms
@@ -25,6 +27,9 @@ from pipeline.sources import Source
 from pipeline.stats import Stats
 from pipeline.transforms.geometry import limit_side
 from pipeline.transforms.sample import shrink_to
+
+if TYPE_CHECKING:
+    from pipeline.shared import Arena
 
 GIB = 2**30
 HEADERS_READ = 32
@@ -99,6 +104,8 @@ def build_store(
     name: str,
     stats: Stats,
     resources: ExitStack,
+    arena: Arena | None = None,
+    num_processes: int = 1,
 ) -> Store:
     """The store that the configuration asks for, preloaded if it says so.
 
@@ -111,6 +118,8 @@ def build_store(
         name: what is preloaded, for the progress bar.
         stats: counts what is really read and decoded; what a cache answers is in neither.
         resources: closes a pack file.
+        arena: memory shared with worker processes, if those are to load; a whole preload is put there.
+        num_processes: worker processes; each has a cache of its own, and so a part of its budget.
     """
     if preloading.mode == "pack":
         pack = _build_pack(source, preloading, num_threads=num_threads, name=name)
@@ -124,6 +133,14 @@ def build_store(
     kind = _resolve_kind(cache, source, transforms, budget_bytes)
     load = Decoding(read, source.where, max_side=transforms.max_side, stats=stats) if kind == "decoded" else read
     policy: type[LRUCache[int, Sample]] = LRUCache if cache.policy == "lru" else PinnedCache
+    if arena is not None:
+        if preloading.mode == "ram":
+            kept_images = min(len(source), cache.max_images or len(source))
+            samples = preload(load, kept_images, num_threads=num_threads, name=name)
+            return Store(Filled(_within(samples, kept_images, budget_bytes, name), arena, rest=load))
+        max_images = None if cache.max_images is None else -(-cache.max_images // num_processes)
+        own = policy(max_images, max_bytes=budget_bytes // num_processes, size_of=sample_bytes)
+        return Store(CachedLoad(load, own))
     kept = policy(cache.max_images, max_bytes=budget_bytes, size_of=sample_bytes)
     cached = CachedLoad(load, kept)
     if preloading.mode == "ram":
@@ -185,10 +202,24 @@ def _fill(load: CachedLoad, count: int, cache: Cache, *, num_threads: int, name:
     kept = count if cache.max_images is None else min(count, cache.max_images)
     for loaded, _ in enumerate(preload(load, kept, num_threads=num_threads, name=name), start=1):
         if len(load.cache) < loaded:
-            raise ConfigError(
-                f"preload=ram has room for {loaded - 1} of {kept} images of {name}; "
-                "raise cache.max_gib, use cache.store=encoded, or use preload=pack"
-            )
+            raise _no_room(loaded - 1, kept, name)
+
+
+def _within(samples: Iterable[Sample], count: int, budget_bytes: int, name: str) -> Iterator[Sample]:
+    """`samples`, as long as all of them together are no more than `budget_bytes`."""
+    total_bytes = 0
+    for loaded, sample in enumerate(samples):
+        total_bytes += sample_bytes(sample)
+        if total_bytes > budget_bytes:
+            raise _no_room(loaded, count, name)
+        yield sample
+
+
+def _no_room(loaded: int, count: int, name: str) -> ConfigError:
+    return ConfigError(
+        f"preload=ram has room for {loaded} of {count} images of {name}; "
+        "raise cache.max_gib, use cache.store=encoded, or use preload=pack"
+    )
 
 
 def _build_pack(source: Source, preloading: Preload, *, num_threads: int, name: str) -> PackFile:

@@ -39,6 +39,16 @@ def available_bytes(*, proc_cgroup: Path = PROC_CGROUP, cgroup_root: Path = CGRO
     return max(0, min(rooms))
 
 
+def oom_kills(*, proc_cgroup: Path = PROC_CGROUP, cgroup_root: Path = CGROUP_ROOT) -> int | None:
+    """Processes that the kernel has killed for memory in this process's control group; None where it does not tell."""
+    for directory in _directories(proc_cgroup, cgroup_root, controller="memory"):
+        for name in ("memory.events", "memory.oom_control"):
+            stat = _stat(directory / name)
+            if "oom_kill" in stat:
+                return stat["oom_kill"]
+    return None
+
+
 _MEMORY_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 
 
@@ -70,13 +80,18 @@ def _room(limit_file: Path, usage_file: Path, stat_file: Path) -> int | None:
     limit, used = _numbers(limit_file), _numbers(usage_file)
     if not limit or not used:  # this group has no limit of its own
         return None
-    try:
-        rows = [row.split() for row in stat_file.read_text().splitlines()]
-    except OSError:
-        rows = []
-    stat = {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
+    stat = _stat(stat_file)
     # Version 1 counts a group's children under total_; inactive page cache is given up before anybody is killed.
     return limit[0] - used[0] + stat.get("total_inactive_file", stat.get("inactive_file", 0))
+
+
+def _stat(file: Path) -> dict[str, int]:
+    """The `name number` lines of a file; none where it is missing."""
+    try:
+        rows = [row.split() for row in file.read_text().splitlines()]
+    except OSError:
+        rows = []
+    return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
 
 
 def _numbers(file: Path) -> list[int]:

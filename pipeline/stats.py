@@ -29,6 +29,21 @@ class StageClock:
         self.seconds[stage] += seconds
         self.counts[stage] += 1
 
+    def take(self) -> tuple[dict[str, float], dict[str, int]]:
+        """Seconds and counts so far, forgotten here; for the clock's own thread."""
+        taken = dict(self.seconds), dict(self.counts)
+        self.seconds.clear()
+        self.counts.clear()
+        return taken
+
+    def merge(self, taken: tuple[dict[str, float], dict[str, int]]) -> None:
+        """Add what another clock's `take` gave."""
+        seconds, counts = taken
+        for stage, value in seconds.items():
+            self.seconds[stage] += value
+        for stage, count in counts.items():
+            self.counts[stage] += count
+
 
 class Stats:
     """All clocks of one pipeline, and what its consumer saw."""
@@ -41,6 +56,10 @@ class Stats:
         self.samples = 0
         self.wait_s = 0.0
         self.copied_batches = 0
+
+    def __reduce__(self) -> tuple[type[Stats], tuple[()]]:
+        # What another process counts, it counts from 0; its clocks' contents come back by `StageClock.take`.
+        return Stats, ()
 
     @property
     def clock(self) -> StageClock:

@@ -108,7 +108,7 @@ MUTATIONS = [
     Mutation(
         "reuse an abandoned batch's slot while it is written to",
         "loader/loader.py",
-        "            job.wait()  # a slot may be written to until its last task has ended\n",
+        "            self._wait(job)  # a slot may be written to until its last task has ended\n",
         "",
         "test_loader.py::test_an_abandoned_batch_is_waited_for_before_its_slot_is_used_again",
     ),
@@ -208,9 +208,9 @@ MUTATIONS = [
     Mutation(
         "return a cached augmentation",
         "loader/sample.py",
-        "            self._transform(sample, draws, row, scratch, clock)\n",
+        "            self.transform(sample, draws, row, scratch, clock)\n",
         "            made = self.__dict__.setdefault('made', {})\n"
-        "            id in made or self._transform(sample, draws, row, scratch, clock)\n"
+        "            id in made or self.transform(sample, draws, row, scratch, clock)\n"
         "            row[...] = made.setdefault(id, row.copy())\n",
         "test_contract.py::test_augmentation_differs_between_epochs_from_a_cache_too",
     ),

@@ -13,7 +13,7 @@ import pipeline
 
 PACKAGE = Path(pipeline.__file__).parent
 
-LEAVES = {"_compat", "config", "draws", "lock", "machine", "stats"}
+LEAVES = {"_compat", "config", "draws", "lock", "machine", "main_script", "pickling", "shared", "stats"}
 """Rooms that any other may import; they import nothing but each other."""
 
 FLOW = [
@@ -26,7 +26,10 @@ FLOW = [
     "transforms",
     "loader",
     "prefetch",
+    "build_loader",
+    "build_source",
     "build_store",
+    "build_transform",
     "build",
     "api",
     "model",
@@ -56,6 +59,12 @@ RUNS_IN_WORKERS = [
     "pipeline.loader.job",
     "pipeline.loader.executors",
     "pipeline.loader.sample",
+    "pipeline.loader.processes",
+    "pipeline.loader.worker",
+    "pipeline.main_script",
+    "pipeline.pickling",
+    "pipeline.transforms.callables",
+    "pipeline.shared",
     "pipeline.stats",
     "pipeline.machine",
     "pipeline.lock",

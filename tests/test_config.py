@@ -246,8 +246,6 @@ def test_scaled_decoding_into_a_decoded_store_is_refused_naming_both_keys() -> N
     ("make", "message"),
     [
         (lambda: config("data.on_error=skip"), "data.on_error=skip"),
-        (lambda: PipelineConfig(data=IMAGES, loader=Loader(backend="processes")), "loader.backend=processes"),
-        (lambda: PipelineConfig(data=IMAGES, loader=Loader(threads_per_worker=2)), "loader.threads_per_worker=2"),
         (lambda: TrainConfig(data=IMAGES, dist=Dist(nproc=2)), "dist.nproc=2"),
     ],
 )

@@ -28,6 +28,7 @@ LOADERS = {
     "serial": api(num_workers=0),
     "one thread": api(num_workers=1),
     "threads": api(num_workers=3, prefetch_factor=4),
+    "processes": api(num_workers=2, backend="processes"),
     "lru cache": api(cache_size=5),
     "pinned cache": api(cache_size=5, cache_policy="pinned"),
     "encoded cache": api(cache_size=100, store="encoded"),

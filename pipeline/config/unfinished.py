@@ -11,11 +11,7 @@ from pipeline.config.checks import ConfigError
 # Key -> (values that work, what to say instead of them).
 _WORKING: dict[str, tuple[Collection[Any], str]] = {
     "data.on_error": (("raise",), "use raise"),
-    "loader.backend": (("auto", "threads"), "use threads, or auto"),
-    "loader.threads_per_worker": ((1,), "use 1, and more loader.num_workers"),
     "data.max_bad_fraction": ((0.1,), "leave it at 0.1: data.on_error=raise stops at the first bad sample"),
-    "loader.max_restarts": ((3,), "leave it at 3: it is for worker processes"),
-    "loader.stall_timeout_s": ((300.0,), "leave it at 300: it is for worker processes"),
     "dist.nproc": ((1,), "use 1"),
 }
 

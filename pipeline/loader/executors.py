@@ -1,13 +1,23 @@
-"""Who runs the tasks of a batch: the consumer itself, or threads."""
+"""Who runs the tasks of a batch: the consumer itself, or threads. `processes.py` has the third."""
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+import traceback
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Protocol
 
+from numpy.typing import DTypeLike
+
+from pipeline.loader.errors import WorkerStalledError
 from pipeline.loader.job import Job, SampleFunction, Task
+from pipeline.loader.slots import SlotMemory
+
+STALLED_LIMIT_S = 1.0
+"""How long closing waits for the threads beside a stalled one."""
 
 
 class Executor(Protocol):
@@ -17,8 +27,19 @@ class Executor(Protocol):
     in_flight: int
     """How many batches may be unfinished or undelivered at once."""
 
+    def slot_memory(
+        self, slot_bytes: int, max_slots: int, row_shape: tuple[int, ...], row_dtype: DTypeLike
+    ) -> SlotMemory | None:
+        """Where the slots of jobs submitted from now on lie; None: in this process's own memory."""
+
     def submit(self, job: Job) -> None:
         """Have every task of `job` run, in order of submission, at once or later."""
+
+    def abandon(self) -> None:
+        """All jobs submitted so far are cancelled."""
+
+    def check(self) -> None:
+        """Raise what keeps jobs from ending, once; RuntimeError from then on."""
 
     def close(self, limit_s: float | None = None) -> None:
         """Return when no task runs any more, or after `limit_s` seconds. Tasks not begun make no rows."""
@@ -41,8 +62,31 @@ class SerialExecutor:
             if not isinstance(failure, Exception):
                 raise failure
 
+    def slot_memory(self, slot_bytes: int, max_slots: int, row_shape: tuple[int, ...], row_dtype: DTypeLike) -> None:
+        """In this process."""
+
+    def abandon(self) -> None:
+        """A job is over when `submit` returns."""
+
+    def check(self) -> None:
+        """A sample that never returns cannot be seen from its own thread."""
+
     def close(self, limit_s: float | None = None) -> None:
         """Nothing was started."""
+
+
+class _Hand:
+    """What one thread makes, and since when; written by it alone."""
+
+    __slots__ = ("began_s", "id")
+
+    def __init__(self) -> None:
+        self.id: int | None = None
+        self.began_s = 0.0
+
+    def take(self, id: int) -> None:
+        self.began_s = time.monotonic()
+        self.id = id
 
 
 class ThreadExecutor:
@@ -51,7 +95,15 @@ class ThreadExecutor:
     Decoding and resizing release the GIL, so threads run in parallel and nothing is copied between processes.
     """
 
-    def __init__(self, sample: SampleFunction, *, num_workers: int, in_flight: int) -> None:
+    def __init__(
+        self,
+        sample: SampleFunction,
+        *,
+        num_workers: int,
+        in_flight: int,
+        where: Callable[[int], str] = str,
+        stall_timeout_s: float = 300.0,
+    ) -> None:
         """Start `num_workers` daemon threads; they hold no reference to this object."""
         if num_workers < 1:
             raise ValueError(f"loader.num_workers must be >= 1 for threads, got {num_workers}; 0 is serial")
@@ -64,10 +116,14 @@ class ThreadExecutor:
         # Re-entrant: garbage collection inside `submit` may run the finalizer that closes another, or this, executor.
         self._closing = threading.RLock()
         # Own daemon threads: the exit hook of concurrent.futures joins its threads and can hang the interpreter.
+        self._where = where
+        self._stall_timeout_s = stall_timeout_s
+        self._stalled: str | None = None
+        self._hands = [_Hand() for _ in range(num_workers)]
         self._threads = [
             threading.Thread(
                 target=_work,
-                args=(self._tasks, self._stopping, sample),
+                args=(self._tasks, self._stopping, sample, self._hands[number]),
                 name=f"headrace-worker-{number}",
                 daemon=True,
             )
@@ -92,22 +148,58 @@ class ThreadExecutor:
         for _ in tasks:
             job.finish_task()
 
+    def slot_memory(self, slot_bytes: int, max_slots: int, row_shape: tuple[int, ...], row_dtype: DTypeLike) -> None:
+        """In this process."""
+
+    def abandon(self) -> None:
+        """Threads look at `Job.cancelled` before every sample."""
+
+    def check(self) -> None:
+        """Raise WorkerStalledError if a sample takes longer than `stall_timeout_s`.
+
+        Nobody can end a thread: it keeps the slot it writes to, and this executor is of no use any more.
+        """
+        if self._stalled is not None:
+            raise RuntimeError(f"a worker of this loader stalled earlier ({self._stalled}); make a new one")
+        for thread, hand in zip(self._threads, self._hands, strict=True):
+            id, held_s = hand.id, time.monotonic() - hand.began_s
+            if id is not None and held_s > self._stall_timeout_s:
+                self._stalled = f"sample id {id}, {self._where(id)}"
+                self._stop()
+                raise WorkerStalledError(
+                    f"{thread.name} does not go on: {self._stalled} has been in hand for {held_s:.0f} s\n"
+                    f"That is longer than loader.stall_timeout_s={self._stall_timeout_s:g}; raise it if such samples "
+                    "are expected. A thread cannot be ended; loader.backend=processes can end its workers. "
+                    f"Its stack:\n{_stack(thread)}"
+                )
+
     def close(self, limit_s: float | None = None) -> None:
-        """Let running samples end, skip the rest, and join the threads."""
-        with self._closing:
-            if not self._stopping.is_set():
-                self._stopping.set()
-                for _ in self._threads:
-                    self._tasks.put(None)
+        """Let running samples end, skip the rest, and join the threads; all but one that stalled."""
+        self._stop()
+        if self._stalled is not None:
+            limit_s = STALLED_LIMIT_S
         deadline_s = None if limit_s is None else time.monotonic() + limit_s
         for thread in self._threads:
             if thread.is_alive() and thread is not threading.current_thread():
                 thread.join(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
 
+    def _stop(self) -> None:
+        with self._closing:
+            if not self._stopping.is_set():
+                self._stopping.set()
+                for _ in self._threads:
+                    self._tasks.put(None)
 
-def _work(tasks: SimpleQueue[Task | None], stopping: threading.Event, sample: SampleFunction) -> None:
+
+def _work(tasks: SimpleQueue[Task | None], stopping: threading.Event, sample: SampleFunction, hand: _Hand) -> None:
     while (task := tasks.get()) is not None:
         if stopping.is_set():
             task.job.cancelled = True
-        task.run(sample)
+        task.run(sample, hand.take)
+        hand.id = None
         del task  # else the last batch's job would live until the next one comes
+
+
+def _stack(thread: threading.Thread) -> str:
+    frame = sys._current_frames().get(thread.ident or 0)
+    return "".join(traceback.format_stack(frame)).rstrip() if frame is not None else "(it has ended)"

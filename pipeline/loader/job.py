@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -45,6 +46,11 @@ class Job:
             self._done.set()
         return [Task(self, start, min(start + rows_per_task, len(self.ids))) for start in starts]
 
+    def add_tasks(self, count: int) -> None:
+        """A task that has not ended becomes `count` more."""
+        with self._lock:
+            self._remaining += count
+
     def finish_task(self) -> None:
         """Called once by every task, however it ended."""
         with self._lock:
@@ -53,9 +59,9 @@ class Job:
         if last:
             self._done.set()
 
-    def wait(self) -> None:
-        """Return when no task of this job runs or will run."""
-        self._done.wait()
+    def wait(self, limit_s: float | None = None) -> bool:
+        """Return when no task of this job runs or will run, or after `limit_s` seconds; say whether it is so."""
+        return self._done.wait(limit_s)
 
     def first_failure(self) -> BaseException | None:
         """The failure at the lowest row, forgotten here: its traceback refers back to this job."""
@@ -70,15 +76,18 @@ class Task(NamedTuple):
     start: int
     stop: int
 
-    def run(self, sample: SampleFunction) -> None:
+    def run(self, sample: SampleFunction, begin: Callable[[int], None] | None = None) -> None:
         """Make the rows up to the first that fails; its error is kept for the consumer, who meets it in order.
 
-        Other tasks of the batch go on: which error the consumer sees must not depend on who was faster.
+        Other tasks of the batch go on: which error the consumer sees must not depend on who was faster. `begin` is told
+        every sample's id before it is made.
         """
         job = self.job
         row = self.start
         try:
             while row < self.stop and not job.cancelled:
+                if begin is not None:
+                    begin(job.ids[row])
                 sample(job.ids[row], job.plan.draws[row], job.rows[row])
                 row += 1
         except BaseException as error:  # whatever it is, it belongs to the loop, not to this thread

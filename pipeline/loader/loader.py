@@ -18,12 +18,16 @@ from pipeline.loader.batch import Batch
 from pipeline.loader.executors import Executor
 from pipeline.loader.job import Job
 from pipeline.loader.order import Order
-from pipeline.loader.slots import SlotRing
+from pipeline.loader.slots import SlotRing, max_slots, slot_bytes
 from pipeline.loader.state import make_state, resume_point
 from pipeline.stats import Stats
 
 EXIT_LIMIT_S = 5.0
 """How long a collected loader, or the interpreter's exit, waits for a thread that does not end."""
+
+
+WATCH_S = 0.5
+"""While a batch is waited for: how often the executor is asked whether it will ever come."""
 
 
 class Loader:
@@ -161,13 +165,20 @@ class Loader:
 
     def _make_ring(self) -> SlotRing:
         shape, dtype = self._row
-        return SlotRing(shape, dtype, self.order.batch_size, in_flight=self._executor.in_flight)
+        in_flight, rows = self._executor.in_flight, self.order.batch_size
+        memory = self._executor.slot_memory(slot_bytes(shape, dtype, rows), max_slots(in_flight), shape, dtype)
+        return SlotRing(shape, dtype, rows, in_flight=in_flight, memory=memory)
+
+    def _wait(self, job: Job) -> None:
+        while not job.wait(WATCH_S):
+            self._executor.check()
 
     def _check_usable(self) -> None:
         if not self._finalizer.alive:
             raise RuntimeError("close() was already called on this loader")
         if os.getpid() != self._pid:
             raise RuntimeError("this loader belongs to the process that made it; make one after the fork instead")
+        self._executor.check()
 
     def _after(self, epoch: int, step: int) -> tuple[int, int] | None:
         if step + 1 < len(self):
@@ -191,9 +202,10 @@ class Loader:
     def _abandon_pending(self) -> None:
         for job in self._pending:
             job.cancelled = True
+        self._executor.abandon()
         while self._pending:
             job = self._pending[0]
-            job.wait()  # a slot may be written to until its last task has ended
+            self._wait(job)  # a slot may be written to until its last task has ended
             self._pending.popleft()
             self._ring.give_back(job.slot)
         self._to_plan = None
@@ -203,8 +215,9 @@ class Loader:
         self._check_usable()
         self._submit_ahead()
         job = self._pending[0]
-        job.wait()
+        self._wait(job)
         if job.cancelled:
+            self._executor.check()
             raise RuntimeError("the loader was closed while a batch was waited for")
         self._pending.popleft()
         if failure := job.first_failure():

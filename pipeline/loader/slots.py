@@ -15,10 +15,25 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+
+def slot_bytes(row_shape: tuple[int, ...], dtype: DTypeLike, rows: int) -> int:
+    """Bytes of a slot of `rows` rows."""
+    return rows * math.prod(row_shape) * np.dtype(dtype).itemsize
+
+
+def max_slots(in_flight: int) -> int:
+    """Slots that a ring makes at most."""
+    return 2 * in_flight + 2
+
+
+SlotMemory = Callable[[int], NDArray[np.uint8]]
+"""Slot number -> its memory, writable; asked once for each slot, in order."""
 
 
 class SlotRing:
@@ -28,11 +43,20 @@ class SlotRing:
     a private copy of any batch beyond (`lend` says so), so the ring never grows above `2 * in_flight + 2` slots.
     """
 
-    def __init__(self, row_shape: tuple[int, ...], dtype: DTypeLike, rows: int, *, in_flight: int) -> None:
-        """Describe the slots: `rows` rows of `row_shape`, of `dtype`. Allocates nothing yet."""
+    def __init__(
+        self,
+        row_shape: tuple[int, ...],
+        dtype: DTypeLike,
+        rows: int,
+        *,
+        in_flight: int,
+        memory: SlotMemory | None = None,
+    ) -> None:
+        """Describe the slots: `rows` rows of `row_shape`, of `dtype`, in `memory` or else in this process's own."""
         self._row_shape = row_shape
         self._dtype = np.dtype(dtype)
-        self._slot_bytes = rows * math.prod(row_shape) * self._dtype.itemsize
+        self._slot_bytes = slot_bytes(row_shape, dtype, rows)
+        self._make_memory = memory or self._private_memory
         self._max_lent = in_flight + 2
         self._memory: list[NDArray[np.uint8]] = []
         self._free: SimpleQueue[int] = SimpleQueue()
@@ -54,9 +78,12 @@ class SlotRing:
             slot = self._free.get_nowait()
         except Empty:
             slot = len(self._memory)
-            self._memory.append(np.empty(self._slot_bytes, np.uint8))
+            self._memory.append(self._make_memory(slot))
         self._filling += 1
         return slot
+
+    def _private_memory(self, _: int) -> NDArray[np.uint8]:
+        return np.empty(self._slot_bytes, np.uint8)
 
     def give_back(self, slot: int) -> None:
         """Return a slot that was taken but not lent. Every writer must have finished."""

@@ -31,9 +31,10 @@ class PathTable:
         if isinstance(paths, str | bytes | os.PathLike):
             raise TypeError(f"paths must be a sequence of paths, got the single path {os.fsdecode(paths)!r}")
         paths = paths if isinstance(paths, list | tuple) else list(paths)
-        self._packed = _pack(paths)
+        # An array and not bytes: arrays pickle out of band, so that worker processes map one copy.
+        self._packed: NDArray[np.uint8] = np.frombuffer(_pack(paths), np.uint8)
         self._root = None if root is None else os.fsencode(root)
-        self._ends: NDArray[np.int64] = np.flatnonzero(np.frombuffer(self._packed, np.uint8) == 0)
+        self._ends: NDArray[np.int64] = np.flatnonzero(self._packed == 0)
         if len(self._ends) != len(paths):
             number = next(number for number, path in enumerate(paths) if b"\0" in os.fsencode(path))
             raise ValueError(f"path {number} holds a NUL character: {os.fsdecode(paths[number])!r}")
@@ -48,16 +49,16 @@ class PathTable:
         return (self[id] for id in range(len(self)))
 
     @property
-    def packed(self) -> bytes:
+    def packed(self) -> memoryview:
         """Every path without the root, each ended by a NUL."""
-        return self._packed
+        return self._packed.data
 
     def encoded(self, id: int) -> bytes:
         """Returns path `id` as the operating system takes it, root included; raises IndexError outside [0, len)."""
         if id < 0:
             raise IndexError(f"path {id} of {len(self)}")
         start = int(self._ends[id - 1]) + 1 if id else 0
-        path = self._packed[start : int(self._ends[id])]
+        path = self._packed[start : int(self._ends[id])].tobytes()
         return path if self._root is None else os.path.join(self._root, path)
 
 

@@ -1,0 +1,91 @@
+"""config.data -> an open source, the order of its samples, and their identity. A part of `build.py`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.config import (
+    Cifar10Data,
+    ConfigError,
+    Data,
+    FolderData,
+    ManifestData,
+    SamplerName,
+    SyntheticData,
+    TarData,
+    Transforms,
+)
+from pipeline.sampler import Sampler, SequentialSampler, ShuffleSampler, WeightedSampler, balanced_weights
+from pipeline.sources import (
+    Source,
+    Split,
+    open_cifar10,
+    open_folder,
+    open_manifest,
+    open_synthetic,
+    open_tar,
+)
+
+
+def open_source(data: Data, split: Split) -> Source:
+    """The samples of `split`. Synthetic data is generated first if it is not there.
+
+    Raises ConfigError for data that is not what the configuration says it is.
+    """
+    try:
+        return _open_source(data, split)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _open_source(data: Data, split: Split) -> Source:
+    if isinstance(data, SyntheticData):
+        return open_synthetic(
+            str(data.root),
+            num_images=data.num_images,
+            num_classes=data.num_classes,
+            seed=data.seed,
+            split=split,
+            val_fraction=data.val_fraction,
+        )
+    if isinstance(data, FolderData):
+        return open_folder(data.root, split=split, val_fraction=data.val_fraction)
+    if isinstance(data, ManifestData):
+        return open_manifest(data.path, root=data.root, split=split, val_fraction=data.val_fraction)
+    if isinstance(data, TarData):
+        return open_tar(data.pattern, split=split, val_fraction=data.val_fraction)
+    if isinstance(data, Cifar10Data):
+        return open_cifar10(str(data.root), split=split, download=data.download)
+    raise TypeError(f"no source is known for {type(data).__name__}")
+
+
+def make_sampler(name: SamplerName, source: Source, seed: int) -> Sampler:
+    """The order named by `loader.sampler` over `source`."""
+    if name is SamplerName.sequential:
+        return SequentialSampler(len(source))
+    if name is SamplerName.shuffle:
+        return ShuffleSampler(len(source), seed)
+    weights = balanced_weights(source.labels) if name is SamplerName.balanced else getattr(source, "weights", None)
+    if weights is None:
+        raise ConfigError("loader.sampler=weighted needs weights; use data=manifest with a weight column")
+    return WeightedSampler(weights, seed)
+
+
+def order_fingerprint(
+    source: Source, sampler: SamplerName, transforms: Transforms, function: Callable[..., Any] | None
+) -> str:
+    """Identity of what a state belongs to: samples, order and every option that decides pixels.
+
+    Of a user's callable only the name is known, not what it does.
+    """
+    weights = getattr(source, "weights", None) if sampler is SamplerName.weighted else None
+    parts = [source.fingerprint(), str(sampler), asdict(transforms)]
+    if function is not None:
+        kind = function if hasattr(function, "__qualname__") else type(function)
+        parts.append(kind.__qualname__)
+    digest = hashlib.blake2b(repr(tuple(parts)).encode(), digest_size=16)
+    digest.update(b"" if weights is None else weights.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,110 @@
+"""config.transforms, or a user's callable -> what makes a row of a sample. A part of `build.py`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import Backend, ConfigError, Transforms
+from pipeline.config import Loader as LoaderConfig
+from pipeline.decode import Scratch, decode, inspect
+from pipeline.loader.sample import Transform
+from pipeline.machine import num_cores
+from pipeline.pickling import check_picklable
+from pipeline.sources import Source
+from pipeline.transforms.sample import SampleTransform, shrink_to
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PROBED = 32
+"""Samples looked at, at most, to find one that can be decoded."""
+
+
+def build_transform(
+    options: Transforms,
+    function: Callable[[Image.Image], Any] | None,
+    *,
+    normalise: bool,
+    memory_format: str,
+    source: Source,
+    backend: Backend,
+    loader: LoaderConfig,
+) -> Transform:
+    """The built-in transforms that `options` names, or `function` in their place.
+
+    Args:
+        options: of the configuration; of them only `max_side` holds for a `function`.
+        function: a user's callable, from a `PIL.Image` to a (3, H, W) tensor or array.
+        normalise: float32 rows, coloured and normalised, rather than uint8 ones; a `function` decides for itself.
+        memory_format: of the rows, `channels_last` or `contiguous`.
+        source: one sample of it shows what `function` returns.
+        backend: where it will run.
+        loader: the configuration's group.
+    """
+    if function is None:
+        return SampleTransform(options, normalise=normalise, memory_format=memory_format)
+    return _callable_transform(options, function, memory_format, source, backend, loader)
+
+
+def check_callable(function: Callable[..., Any], backend: Backend) -> None:
+    """Refuse, before any process is started, a callable that worker processes could not have."""
+    if not callable(function):
+        raise TypeError(f"transform must be callable with a PIL.Image, got {function!r}")
+    if backend is Backend.processes:
+        cure = 'make it a function or class at the top level of a module, or use backend="threads"'
+        check_picklable(function, "transform", cure)
+
+
+def _callable_transform(
+    options: Transforms,
+    function: Callable[[Image.Image], Any],
+    memory_format: str,
+    source: Source,
+    backend: Backend,
+    loader: LoaderConfig,
+) -> Transform:
+    from pipeline.transforms.callables import CallableTransform, Seeding, probe  # seldom wanted
+
+    check_callable(function, backend)
+    probed = probe(function, _first_image(source, options.max_side), memory_format=memory_format)
+    num_workers = loader.resolved_num_workers(num_cores())
+    if num_workers == 0:
+        seeding = Seeding.borrowed
+    elif backend is Backend.processes and loader.threads_per_worker == 1:
+        seeding = Seeding.own
+    else:
+        seeding = Seeding.none
+    if probed.draws_globally and seeding is Seeding.none:
+        if backend is Backend.processes:
+            raise ConfigError(
+                f"loader.threads_per_worker={loader.threads_per_worker} with a transform that draws from global "
+                "random generators: threads of one worker would share them; use 1, and more loader.num_workers"
+            )
+        warnings.warn(
+            "transform draws from global random generators, which threads share: its results differ from run to run; "
+            "use loader.backend=processes",
+            stacklevel=6,
+        )
+    return CallableTransform(function, row=probed.row, seeding=seeding, max_side=options.max_side)
+
+
+def _first_image(source: Source, max_side: int | None) -> NDArray[np.uint8]:
+    """Upright RGB pixels of the first sample that can be decoded, as the callable will see them."""
+    failures: list[Exception] = []
+    for id in range(min(PROBED, len(source))):
+        try:
+            sample = source.read(id)
+            pixels = decode(sample, inspect(sample), Scratch()) if isinstance(sample, bytes) else sample
+        except (OSError, ValueError) as error:  # the loop that wants this sample meets the error, at its place
+            failures.append(error)
+        else:
+            return shrink_to(pixels, max_side)
+    raise ConfigError(
+        f"transform cannot be tried out: none of the first {len(failures)} samples can be decoded; "
+        f"the first of them: {failures[0] if failures else 'there is none'}"
+    )

@@ -1,0 +1,72 @@
+"""What every worker thread has in hand, where others can see it: to name a sample that killed its worker or stalls."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+_TICKET, _ROW, _BEGAN_NS, _COLUMNS = 0, 1, 2, 3
+_NOTHING = -1
+
+
+class InHand(NamedTuple):
+    """A row in the making."""
+
+    thread: int
+    ticket: int
+    row: int
+    held_s: float
+
+
+class Hands:
+    """One line a thread, written by that thread alone by aligned 8-byte stores; never locked, so nobody can die on it.
+
+    Also the mark up to which work was abandoned: `skips(ticket)` tells a thread that nobody wants the rest.
+    """
+
+    def __init__(self, memory: NDArray[np.uint8]) -> None:
+        """Look at `memory` of `size_bytes(...)` bytes, shared with the other side."""
+        words = memory.view(np.int64)
+        self._abandoned = words[:1]
+        self._lines = words[_COLUMNS:].reshape(-1, _COLUMNS)
+
+    @staticmethod
+    def size_bytes(num_threads: int) -> int:
+        """Memory for `num_threads` threads."""
+        return 8 * _COLUMNS * (1 + num_threads)
+
+    def clear(self, threads: range) -> None:
+        """Those threads have nothing in hand."""
+        self._lines[threads.start : threads.stop, _TICKET] = _NOTHING
+
+    def take(self, thread: int, ticket: int, row: int) -> None:
+        """`thread` begins a row now."""
+        line = self._lines[thread]
+        line[_BEGAN_NS] = time.monotonic_ns()  # the same clock in every process of the machine
+        line[_ROW] = row
+        line[_TICKET] = ticket
+
+    def drop(self, thread: int) -> None:
+        """`thread` has ended its row."""
+        self._lines[thread, _TICKET] = _NOTHING
+
+    def held(self, threads: range) -> list[InHand]:
+        """What those threads have in hand."""
+        now_ns = time.monotonic_ns()
+        found = []
+        for thread in threads:
+            ticket, row, began_ns = self._lines[thread].tolist()
+            if ticket != _NOTHING:
+                found.append(InHand(thread, ticket, row, (now_ns - began_ns) / 1e9))
+        return found
+
+    def abandon(self, below: int) -> None:
+        """Nobody wants work with a ticket below `below` any more."""
+        self._abandoned[0] = below
+
+    def skips(self, ticket: int) -> bool:
+        """Whether the work with this ticket was abandoned."""
+        return bool(ticket < self._abandoned[0])

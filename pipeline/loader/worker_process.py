@@ -1,0 +1,178 @@
+"""One worker process as its loader sees it: started, spoken to, watched, reaped."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pipeline.loader.job import Task
+from pipeline.loader.wire import Connection, Hello
+from pipeline.loader.worker import STACK_SIGNAL
+from pipeline.shared import anonymous_file
+
+START = (
+    "import signal, sys\n"
+    "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"  # Ctrl-C is for the loader, which ends its workers
+    "import json\n"
+    "fd, parent_pid, path = json.loads(sys.argv[1])\n"
+    "sys.path[:] = path\n"
+    "from pipeline.loader.worker import main\n"
+    "main(fd, parent_pid)\n"
+)
+SEND_LIMIT_S = 10.0
+STACK_LIMIT_S = 1.0
+"""How long a worker has to write its stacks; only one that is stopped takes longer than a millisecond."""
+
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+class Death(NamedTuple):
+    """How a worker ended."""
+
+    signal: int | None
+    exit_code: int | None
+    peak_rss_bytes: int
+
+    @property
+    def is_crash(self) -> bool:
+        """Whether it came from inside: a segmentation fault, an abort, an exit; and not from somebody's kill."""
+        return self.signal not in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            try:
+                how = f"by {signal.Signals(self.signal).name}"
+            except ValueError:
+                how = f"by signal {self.signal}"
+        elif self.exit_code is not None:
+            how = f"with exit code {self.exit_code}"
+        else:
+            how = "in a way somebody else was told"
+        return f"{how}, at its peak it held {self.peak_rss_bytes / 1e6:.0f} MB"
+
+
+class WorkerProcess:
+    """A child interpreter that serves one loader. The owner must `kill` and `reap` it."""
+
+    def __init__(self, number: int, hello: Hello, fds: Sequence[int]) -> None:
+        """Start it, in a process group of its own; never a fork, so there is no lock to inherit. OSError if not."""
+        self.number = number
+        self.outstanding: dict[int, Task] = {}
+        self.is_ready = False
+        self.is_alone = False
+        """It makes one suspect and is given nothing else meanwhile."""
+        self.ring: Any = None
+        """The slots it has mapped last."""
+        self._started_s = time.monotonic()
+        self.pidfd: int | None = None
+        self._death: Death | None = None
+        ours, theirs = socket.socketpair()
+        self.connection = Connection(ours, send_limit_s=SEND_LIMIT_S)
+        self._report_fd = anonymous_file("report", 0)
+        try:
+            with theirs:
+                self._process = _start_interpreter(theirs.fileno())
+        except BaseException:
+            self.close()
+            raise
+        try:
+            self.pidfd = _open_pidfd(self.pid)
+            self.connection.send(hello, [*fds, self._report_fd])
+        except BaseException:
+            self.kill()
+            self.reap()
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was started."""
+        return time.monotonic() - self._started_s
+
+    def stacks(self) -> str:
+        """The Python stacks of its threads, now; empty if it cannot say."""
+        before = os.fstat(self._report_fd).st_size
+        os.kill(self.pid, STACK_SIGNAL)
+        deadline_s = time.monotonic() + STACK_LIMIT_S
+        size = before
+        # Written by a signal handler in C, piece by piece: done when it has grown and then stays.
+        while time.monotonic() < deadline_s:
+            time.sleep(0.02)
+            last, size = size, os.fstat(self._report_fd).st_size
+            if size > before and size == last:
+                break
+        return self._report(before)
+
+    def last_words(self) -> str:
+        """What the interpreter wrote when it crashed: signal and stacks."""
+        return self._report(0)
+
+    def kill(self) -> None:
+        """Send SIGKILL; harmless when it is dead."""
+        if self._death is None:
+            os.kill(self.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+
+    def reap(self) -> Death:
+        """Wait for its end. Only then may its rows be given to somebody else. May be called twice."""
+        if self._death is None:
+            try:
+                _, status, usage = os.wait4(self.pid, 0)
+            except ChildProcessError:  # the user's program waits for any child, and was faster
+                self._death = Death(None, None, 0)
+                self._process.returncode = 0
+            else:
+                code = self._process.returncode = os.waitstatus_to_exitcode(status)
+                self._death = Death(-code if code < 0 else None, code if code >= 0 else None, usage.ru_maxrss * 1024)
+        return self._death
+
+    def close(self) -> None:
+        """Free its descriptors; it ends by itself when it sees that. May be called twice."""
+        self.connection.close()
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+            self.pidfd = None
+        if self._report_fd >= 0:
+            os.close(self._report_fd)
+            self._report_fd = -1
+
+    def _report(self, start: int) -> str:
+        size = os.fstat(self._report_fd).st_size
+        return os.pread(self._report_fd, size - start, start).decode(errors="replace").strip()
+
+
+def _open_pidfd(pid: int) -> int | None:
+    """Becomes readable at the process's end; its end of the socket may outlive it, in a child of its own."""
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EPERM):  # an old kernel, or a sandbox that does not know the call
+            return None
+        raise
+
+
+def _start_interpreter(fd: int) -> subprocess.Popen[bytes]:
+    path = [entry or os.getcwd() for entry in sys.path]
+    # -P: the working directory may hold another `pipeline`.
+    command = [sys.executable, "-P", "-c", START, json.dumps([fd, os.getpid(), path])]
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        pass_fds=[fd],
+        process_group=0,
+        env=os.environ | _ONE_THREAD,
+    )
