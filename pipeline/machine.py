@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 
+PROC_VMSTAT = Path("/proc/vmstat")
 PROC_CGROUP = Path("/proc/self/cgroup")
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 
@@ -46,7 +47,7 @@ def oom_kills(*, proc_cgroup: Path = PROC_CGROUP, cgroup_root: Path = CGROUP_ROO
             stat = _stat(directory / name)
             if "oom_kill" in stat:
                 return stat["oom_kill"]
-    return None
+    return _stat(PROC_VMSTAT).get("oom_kill")  # no such group here: those of the whole machine
 
 
 _MEMORY_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))

@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config.checks import ConfigError
+from pipeline.machine import available_bytes
+
 _ALIGNMENT = 64
 
 
@@ -76,11 +79,15 @@ class Arena:
         return sum(len(memory) for memory in self._maps)
 
     def store(self, value: object) -> bytes:
-        """Write `value` to the arena; `load` takes the few bytes returned. Raises what pickling raises."""
+        """Write `value` to the arena; `load` takes the few bytes returned.
+
+        Raises what pickling raises, and ConfigError when there is not enough memory.
+        """
         buffers: list[pickle.PickleBuffer] = []
         stream = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
         pieces = [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
         extents = [self._find(piece) for piece in pieces]
+        _check_room(len(stream) + sum(len(piece) for piece, found in zip(pieces, extents, strict=True) if not found))
         fresh = [(number, piece) for number, piece in enumerate(pieces) if extents[number] is None]
         # The stream itself goes there too: it may be long, and what is sent must never fill a socket.
         written = self._append([*(piece for _, piece in fresh), np.frombuffer(stream, np.uint8)])
@@ -133,6 +140,16 @@ class Arena:
             end += len(piece) + padding
         self.append(padded)
         return extents
+
+
+def _check_room(needed_bytes: int) -> None:
+    # Before any page is written: memory that is not there is a kill, and no exception.
+    available = available_bytes()
+    if needed_bytes > available:
+        raise ConfigError(
+            f"what worker processes share, paths and labels above all, needs {needed_bytes:,} bytes and {available:,} "
+            "are available; use loader.backend=threads, which needs them once, or fewer samples"
+        )
 
 
 def _write(fd: int, data: memoryview, start: int) -> None:

@@ -180,7 +180,7 @@ class Dispatcher:
         except EOFError:
             self._bury(worker)
             return
-        for message in messages:
+        for message in messages or ():
             self._hear(worker, message)
 
     def _hear(self, worker: WorkerProcess, message: object) -> None:
@@ -237,7 +237,7 @@ class Dispatcher:
     def _hear_the_rest(self, worker: WorkerProcess) -> None:
         """What it said before it died counts."""
         try:
-            while messages := worker.connection.receive(0):
+            while (messages := worker.connection.receive(0)) is not None:
                 for message in messages:
                     self._hear(worker, message)
         except EOFError:

@@ -46,10 +46,10 @@ def main(fd: int, parent_pid: int) -> None:
         try:
             messages = connection.receive(_PARENT_POLL_S)
         except EOFError:
-            messages = None
-        if messages is None or os.getppid() != parent_pid:
             os._exit(0)  # whatever a thread is making, nobody wants it
-        for message in messages:
+        if os.getppid() != parent_pid:
+            os._exit(0)
+        for message in messages or ():
             if isinstance(message, Work):
                 assert slots is not None, "work came before its ring"
                 work.put((slots, message))

@@ -166,7 +166,7 @@ def _open_pidfd(pid: int) -> int | None:
 
 
 def _start_interpreter(fd: int) -> subprocess.Popen[bytes]:
-    path = [entry or os.getcwd() for entry in sys.path]
+    path = [entry or os.getcwd() for entry in sys.path if isinstance(entry, str)]
     # -P: the working directory may hold another `pipeline`.
     command = [sys.executable, "-P", "-c", START, json.dumps([fd, os.getpid(), path])]
     return subprocess.Popen(
