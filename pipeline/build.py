@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -234,7 +235,7 @@ def assemble(
             rank=rank,
             world_size=world_size,
             drop_last=drop_last,
-            fingerprint=order_fingerprint(source, sampler, transforms, function),
+            fingerprint=partial(order_fingerprint, source, sampler, transforms, function),
         )
         sample = MakeSample(store.load, transform, where=source.where, stats=stats)
         executor = build_executor(config.loader, sample, arena, where=source.where, stats=stats)

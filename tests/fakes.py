@@ -89,7 +89,7 @@ def make_loader(
         rank=rank,
         world_size=world_size,
         drop_last=drop_last,
-        fingerprint=f"fake-{num_samples}",
+        fingerprint=lambda: f"fake-{num_samples}",
     )
     return Loader(
         order, executor, row_shape=ROW_SHAPE, row_dtype=np.float32, read_ahead=read_ahead, num_epochs=num_epochs

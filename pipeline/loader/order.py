@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,8 @@ class Order:
         labels: the source's labels, first dimension the number of samples.
         batch_size: samples per rank; a global batch has `batch_size * world_size`.
         num_draws: uniforms per sample.
-        fingerprint: identity of the source, so that a saved state is not continued on another one.
+        fingerprint: gives the identity of the source, so that a saved state is not continued on another one; asked
+            only for a state, for it hashes every path.
     """
 
     sampler: Sampler
@@ -43,7 +45,7 @@ class Order:
     rank: int = 0
     world_size: int = 1
     drop_last: bool = False
-    fingerprint: str = ""
+    fingerprint: Callable[[], str] = str
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

@@ -22,7 +22,7 @@ def make_state(order: Order, epoch: int, step: int) -> dict[str, Any]:
         "epoch": epoch,
         "position": step * order.global_batch_size,
         "global_batch_size": order.global_batch_size,
-        "order": order.fingerprint,
+        "order": order.fingerprint(),
     }
 
 
@@ -33,7 +33,7 @@ def resume_point(state: dict[str, Any], order: Order) -> tuple[int, int, int]:
         ValueError: the state was taken with another version, seed or source, or its global batch cannot be divided
             among this order's ranks.
     """
-    for key, ours in (("version", STATE_VERSION), ("seed", order.seed), ("order", order.fingerprint)):
+    for key, ours in (("version", STATE_VERSION), ("seed", order.seed), ("order", order.fingerprint())):
         if state.get(key) != ours:
             what = " (it stands for the samples, the sampler and the transforms)" if key == "order" else ""
             raise ValueError(
