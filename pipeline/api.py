@@ -15,7 +15,6 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from pipeline.build import Pipeline, assemble
-from pipeline.build_store import Decoding
 from pipeline.cache import LRUCache, PinnedCache
 from pipeline.cache.load import CachedLoad, Sample
 from pipeline.config import (
@@ -35,6 +34,7 @@ from pipeline.config import (
 )
 from pipeline.config import Store as StoreKind
 from pipeline.config.checks import choice
+from pipeline.loader.read import Decoding
 from pipeline.machine import num_cores
 from pipeline.main_script import refuse_while_importing
 from pipeline.prefetch import PrefetchLoader

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import psutil
-
 PROC_VMSTAT = Path("/proc/vmstat")
 PROC_CGROUP = Path("/proc/self/cgroup")
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -31,6 +29,8 @@ def available_bytes(*, proc_cgroup: Path = PROC_CGROUP, cgroup_root: Path = CGRO
     The minimum over the machine's available memory and, for this process's control group and all its parents (v1 and
     v2), of limit - current + inactive page cache.
     """
+    import psutil  # a megabyte that a worker process, which imports this file, has no use for
+
     rooms = [psutil.virtual_memory().available]
     for directory in _directories(proc_cgroup, cgroup_root, controller="memory"):
         for limit_name, usage_name in _MEMORY_FILES:

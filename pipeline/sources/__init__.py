@@ -1,17 +1,21 @@
 """Where samples come from. Every source answers `len`, `read(id)`, `label(id)`, `where(id)` and `fingerprint()`.
 
-Importing this costs NumPy and nothing more; what a source needs beyond that is imported where it is used.
+Names are imported when first used: a worker process needs one kind of source, and every module is memory there.
 """
 
-from pipeline.sources.cifar10 import open_cifar10
-from pipeline.sources.files import ArraySource, FileSource
-from pipeline.sources.folder import open_folder
-from pipeline.sources.manifest import open_manifest
-from pipeline.sources.paths import AnyPath, PathTable
-from pipeline.sources.source import Source
-from pipeline.sources.split import Split
-from pipeline.sources.synthetic import generate_synthetic, open_synthetic
-from pipeline.sources.tar import TarSource, open_tar
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.sources.cifar10 import open_cifar10
+    from pipeline.sources.files import ArraySource, FileSource
+    from pipeline.sources.folder import open_folder
+    from pipeline.sources.manifest import open_manifest
+    from pipeline.sources.paths import AnyPath, PathTable
+    from pipeline.sources.source import Source
+    from pipeline.sources.split import Split
+    from pipeline.sources.synthetic import generate_synthetic, open_synthetic
+    from pipeline.sources.tar import TarSource, open_tar
 
 __all__ = [
     "AnyPath",
@@ -28,3 +32,25 @@ __all__ = [
     "open_synthetic",
     "open_tar",
 ]
+
+_HOMES = {
+    "AnyPath": "paths",
+    "ArraySource": "files",
+    "FileSource": "files",
+    "PathTable": "paths",
+    "Source": "source",
+    "Split": "split",
+    "TarSource": "tar",
+    "generate_synthetic": "synthetic",
+    "open_cifar10": "cifar10",
+    "open_folder": "folder",
+    "open_manifest": "manifest",
+    "open_synthetic": "synthetic",
+    "open_tar": "tar",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
