@@ -250,7 +250,6 @@ def assemble(
             num_epochs=num_epochs,
             stats=stats,
         )
-        resources.callback(loader.close)
         stage = _device_stage(config, transforms, on_device=on_device and function is None)
         if pin_memory and not on_device and torch.cuda.is_available():
             # For a user who copies to the device himself: pages of torch's own allocator, never slots of ours.
@@ -261,6 +260,8 @@ def assemble(
                 loader, prefetch_device, num_batches=config.prefetch.num_batches, stage=stage, streams=streams
             )
             resources.callback(prefetcher.close)
+        # First of all, for it ends the wait of the prefetcher's thread.
+        resources.callback(loader.close)
         owned = resources.pop_all()
     return Pipeline(
         source=source, transforms=transforms, store=store, loader=loader, prefetcher=prefetcher, resources=owned

@@ -71,6 +71,7 @@ class Arena:
     def __init__(self, fds: Sequence[int] = ()) -> None:
         """An empty arena, or one over the segments that another process's `fds` lists; takes ownership of them."""
         self.fds = list(fds)
+        self._finalizer = weakref.finalize(self, _close_all, self.fds)
         self._maps = [map_file(fd, os.fstat(fd).st_size, writable=False) for fd in self.fds]
 
     @property
@@ -112,8 +113,7 @@ class Arena:
 
     def close(self) -> None:
         """Close the descriptors. May be called twice."""
-        while self.fds:
-            os.close(self.fds.pop())
+        self._finalizer()
         self._maps.clear()
 
     def _view(self, extent: _Extent) -> memoryview:
@@ -140,6 +140,11 @@ class Arena:
             end += len(piece) + padding
         self.append(padded)
         return extents
+
+
+def _close_all(fds: list[int]) -> None:
+    while fds:
+        os.close(fds.pop())
 
 
 def _check_room(needed_bytes: int) -> None:

@@ -216,7 +216,7 @@ MUTATIONS = [
     ),
     Mutation(
         "keep a view of scratch memory in the cache",
-        "build_store.py",
+        "loader/read.py",
         "decode(sample, inspect(sample), Scratch())",
         "decode(sample, inspect(sample), self.__dict__.setdefault('scratch', Scratch()))",
         "test_contract.py::test_scheduling_never_changes_a_byte",

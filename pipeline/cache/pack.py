@@ -29,6 +29,7 @@ class PackFile:
 
     def __init__(self, path: Path, key: str) -> None:
         """Open `path`. FileNotFoundError when it is missing, ValueError when it was made for another key or version."""
+        self._path, self._key = path, key
         with path.open("rb") as file:
             header = file.read(_HEADER.size)
             if len(header) < _HEADER.size:
@@ -43,6 +44,10 @@ class PackFile:
             self._offsets: NDArray[np.int64] = np.frombuffer(self._map, np.int64, count + 1, _HEADER.size).copy()
         if self._offsets[-1] != len(self._map):
             raise ValueError(f"{path} was cut: it has {len(self._map)} of {self._offsets[-1]} bytes; delete it")
+
+    def __reduce__(self) -> tuple[type[PackFile], tuple[Path, str]]:
+        # Another process maps the same pages of the page cache.
+        return PackFile, (self._path, self._key)
 
     def __len__(self) -> int:
         """Number of samples."""

@@ -188,6 +188,7 @@ class Dispatcher:
             self._clock.merge(message.clock)
             task = worker.outstanding.pop(message.ticket)
             worker.is_alone = False
+            worker.idle_since_s = None
             if self._accused:
                 self._acquit(task)
             if message.failure is not None:
@@ -289,18 +290,25 @@ class Dispatcher:
     # Stalls.
 
     def _find_stalls(self) -> None:
+        limit_s = self._crew.stall_timeout_s
         for worker in self._workers:
-            held = [hand for hand in self._held(worker) if hand.held_s > self._crew.stall_timeout_s]
-            waited_s = 0.0 if worker.is_ready else worker.age_s
-            if held or waited_s > self._crew.stall_timeout_s:
-                raise self._stall(worker, held)
+            held = self._held(worker)
+            stalled = [hand for hand in held if hand.held_s > limit_s]
+            if stalled:
+                raise self._stall(
+                    worker,
+                    [f"{self._name(worker, hand)} has been in hand for {hand.held_s:.0f} s" for hand in stalled],
+                )
+            if not worker.is_ready and worker.age_s > limit_s:
+                raise self._stall(worker, [f"it has not started after {worker.age_s:.0f} s"])
+            if held or not worker.outstanding:
+                worker.idle_since_s = None
+            elif worker.idle_since_s is None:
+                worker.idle_since_s = time.monotonic()
+            elif time.monotonic() - worker.idle_since_s > limit_s:
+                raise self._stall(worker, ["it has work and takes none of it into its hands"])
 
-    def _stall(self, worker: WorkerProcess, held: list[InHand]) -> WorkerStalledError:
-        what = (
-            [f"{self._name(worker, hand)} has been in hand for {hand.held_s:.0f} s" for hand in held]
-            if held
-            else [f"it has not started after {worker.age_s:.0f} s"]
-        )
+    def _stall(self, worker: WorkerProcess, what: list[str]) -> WorkerStalledError:
         stacks = worker.stacks() if worker.is_ready else ""
         text = "\n  ".join([f"worker process {worker.number} (pid {worker.pid}) does not go on", *what])
         return WorkerStalledError(

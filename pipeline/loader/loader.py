@@ -23,7 +23,7 @@ from pipeline.loader.state import make_state, resume_point
 from pipeline.stats import Stats
 
 EXIT_LIMIT_S = 5.0
-"""How long a collected loader, or the interpreter's exit, waits for a thread that does not end."""
+"""How long closing, collecting a loader, or the interpreter's exit waits for a thread that does not end."""
 
 
 WATCH_S = 0.5
@@ -139,12 +139,15 @@ class Loader:
         self._upcoming = self._handed = (epoch, step)
 
     def close(self) -> None:
-        """End workers and forget slots. Batches already handed over stay valid. May be called twice."""
+        """End workers and forget slots. Batches already handed over stay valid. May be called twice.
+
+        A thread that does not end within seconds is left to itself; it keeps the memory that it writes to.
+        """
         self._live = None
         for job in tuple(self._pending):  # a prefetcher's thread may be taking from it
             job.cancelled = True
         self._finalizer.detach()
-        self._executor.close()
+        self._executor.close(EXIT_LIMIT_S)
         self._pending.clear()
 
     @property

@@ -71,6 +71,8 @@ class WorkerProcess:
         """It makes one suspect and is given nothing else meanwhile."""
         self.ring: Any = None
         """The slots it has mapped last."""
+        self.idle_since_s: float | None = None
+        """When it was first seen with work and nothing in hand, since it last gave an answer."""
         self._started_s = time.monotonic()
         self.pidfd: int | None = None
         self._death: Death | None = None
