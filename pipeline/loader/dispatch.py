@@ -130,7 +130,7 @@ class Dispatcher:
 
     def _all_tasks(self) -> Iterator[Task]:
         for worker in self._workers:
-            yield from worker.outstanding.values()
+            yield from (task for _, task in worker.outstanding.values())
             worker.outstanding.clear()
         for queue in (self._suspects, self._inbox.tasks):
             while queue:
@@ -162,7 +162,7 @@ class Dispatcher:
         job = task.job
         ticket = self._inbox.next_ticket
         self._inbox.next_ticket = ticket + 1
-        worker.outstanding[ticket] = task
+        worker.outstanding[ticket] = ring_file, task
         work = Work(
             ticket, job.slot, task.start, job.ids[task.start : task.stop], job.plan.draws[task.start : task.stop]
         )
@@ -175,6 +175,8 @@ class Dispatcher:
             worker.kill()
 
     def _listen(self, worker: WorkerProcess) -> None:
+        if worker not in self._workers:
+            return  # buried in this same round: its process was heard of before its socket
         try:
             messages = worker.connection.receive(0)
         except EOFError:
@@ -186,7 +188,8 @@ class Dispatcher:
     def _hear(self, worker: WorkerProcess, message: object) -> None:
         if isinstance(message, Done):
             self._clock.merge(message.clock)
-            task = worker.outstanding.pop(message.ticket)
+            worker.rss_bytes = message.rss_bytes
+            _, task = worker.outstanding.pop(message.ticket)
             worker.is_alone = False
             worker.idle_since_s = None
             if self._accused:
@@ -196,6 +199,7 @@ class Dispatcher:
             task.job.finish_task()
         elif isinstance(message, Ready):
             worker.is_ready = True
+            worker.rss_bytes = message.rss_bytes
         elif isinstance(message, Unable):
             raise message.error
 
@@ -221,7 +225,7 @@ class Dispatcher:
         oom_kills_now = oom_kills() or 0
         for_memory, self._oom_kills = oom_kills_now - self._oom_kills, oom_kills_now
         blamed = self._deaths.add(
-            [worker.outstanding[held.ticket].job.ids[held.row] for held in in_hand],
+            [worker.outstanding[held.ticket][1].job.ids[held.row] for held in in_hand],
             alone=worker.is_alone,
             from_outside=not death.is_crash and not for_memory,
         )
@@ -250,8 +254,7 @@ class Dispatcher:
     def _put_back(self, worker: WorkerProcess, in_hand: list[InHand], blamed: int | None, report: str) -> None:
         """Rows in hand become suspects, each on its own; the others of their tasks, and other tasks, wait in front."""
         held_rows = {held.ticket: held.row for held in in_hand}
-        ring_file = worker.ring
-        for ticket, task in reversed(worker.outstanding.items()):
+        for ticket, (ring_file, task) in reversed(worker.outstanding.items()):
             job, held_row = task.job, held_rows.get(ticket)
             if held_row is None:
                 self._inbox.tasks.appendleft((ring_file, task))
@@ -271,7 +274,10 @@ class Dispatcher:
         worker.outstanding.clear()
 
     def _report(self, worker: WorkerProcess, death: Death, in_hand: list[InHand], for_memory: int) -> str:
-        lines = [f"worker process {worker.number} (pid {worker.pid}) ended {death}"]
+        lines = [
+            f"worker process {worker.number} (pid {worker.pid}) ended {death}; "
+            f"when last heard of it held {worker.rss_bytes / 1e6:.0f} MB"
+        ]
         if for_memory:
             lines.append(f"the kernel killed {for_memory} for memory meanwhile (the control group's oom_kill rose)")
         else:
@@ -281,9 +287,9 @@ class Dispatcher:
         return "\n  ".join([*lines, *words.splitlines()[-20:]])
 
     def _name(self, worker: WorkerProcess, held: InHand) -> str:
-        task = worker.outstanding.get(held.ticket)
-        if task is None:
+        if held.ticket not in worker.outstanding:
             return "a sample that was just made"
+        _, task = worker.outstanding[held.ticket]
         id = task.job.ids[held.row]
         return f"sample id {id}, {self._crew.where(id)}"
 

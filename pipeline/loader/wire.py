@@ -55,6 +55,8 @@ class Work(NamedTuple):
 class Ready(NamedTuple):
     """The worker has what it needs."""
 
+    rss_bytes: int
+
 
 class Unable(NamedTuple):
     """The worker cannot start; `error` says why."""
@@ -69,6 +71,8 @@ class Done(NamedTuple):
     failure: tuple[int, BaseException] | None
     clock: tuple[dict[str, float], dict[str, int]]
     """Seconds and calls per stage since the last message."""
+    rss_bytes: int
+    """What the worker holds now; 0 where the system does not tell."""
 
 
 class Connection:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import mmap
 import os
 import pickle
 import signal
@@ -99,7 +100,7 @@ def _start(connection: Connection, hello: Hello, work: SimpleQueue[tuple[Slots, 
     for number in range(hello.num_threads):
         hand = hello.number * hello.num_threads + number
         threading.Thread(target=_work, args=(connection, work, sample, stats, hands, hand), daemon=True).start()
-    connection.send(Ready())
+    connection.send(Ready(_rss_bytes()))
 
 
 def _work(
@@ -115,7 +116,7 @@ def _work(
         slots, work = queue.get()
         failure = _make_rows(slots, work, sample, hands, hand)
         try:
-            connection.send(Done(work.ticket, failure, clock.take()))
+            connection.send(Done(work.ticket, failure, clock.take(), _rss_bytes()))
         except OSError:  # the loader is gone; the main thread notices it too
             return
 
@@ -153,6 +154,15 @@ def _portable(error: BaseException) -> BaseException:
             error.add_note(note)
     error.add_note(f"in worker process {os.getpid()}:\n{where}")
     return error
+
+
+def _rss_bytes() -> int:
+    # The parent cannot learn it afterwards: the kernel's peak of a child starts with the peak of who started it.
+    try:
+        with open("/proc/self/statm", "rb", buffering=0) as file:
+            return int(file.read().split()[1]) * mmap.PAGESIZE
+    except OSError:
+        return 0
 
 
 def _die_with(parent_pid: int) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import pipeline
 from pipeline.loader.job import Task
 from pipeline.loader.wire import Connection, Hello
 from pipeline.loader.worker import STACK_SIGNAL
@@ -22,7 +23,9 @@ START = (
     "import signal, sys\n"
     "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"  # Ctrl-C is for the loader, which ends its workers
     "import json\n"
-    "fd, parent_pid, path = json.loads(sys.argv[1])\n"
+    "fd, parent_pid, home, path = json.loads(sys.argv[1])\n"
+    "sys.path[:] = [home, *path]\n"  # this very package, whatever others the path has
+    "import pipeline\n"
     "sys.path[:] = path\n"
     "from pipeline.loader.worker import main\n"
     "main(fd, parent_pid)\n"
@@ -39,7 +42,6 @@ class Death(NamedTuple):
 
     signal: int | None
     exit_code: int | None
-    peak_rss_bytes: int
 
     @property
     def is_crash(self) -> bool:
@@ -49,14 +51,12 @@ class Death(NamedTuple):
     def __str__(self) -> str:
         if self.signal is not None:
             try:
-                how = f"by {signal.Signals(self.signal).name}"
+                return f"by {signal.Signals(self.signal).name}"
             except ValueError:
-                how = f"by signal {self.signal}"
-        elif self.exit_code is not None:
-            how = f"with exit code {self.exit_code}"
-        else:
-            how = "in a way somebody else was told"
-        return f"{how}, at its peak it held {self.peak_rss_bytes / 1e6:.0f} MB"
+                return f"by signal {self.signal}"
+        if self.exit_code is not None:
+            return f"with exit code {self.exit_code}"
+        return "in a way that only who waited for it was told"
 
 
 class WorkerProcess:
@@ -65,12 +65,15 @@ class WorkerProcess:
     def __init__(self, number: int, hello: Hello, fds: Sequence[int]) -> None:
         """Start it, in a process group of its own; never a fork, so there is no lock to inherit. OSError if not."""
         self.number = number
-        self.outstanding: dict[int, Task] = {}
+        self.outstanding: dict[int, tuple[Any, Task]] = {}
+        """Ticket -> the slots, and the task whose rows lie there."""
         self.is_ready = False
         self.is_alone = False
         """It makes one suspect and is given nothing else meanwhile."""
         self.ring: Any = None
         """The slots it has mapped last."""
+        self.rss_bytes = 0
+        """What it said last that it holds."""
         self.idle_since_s: float | None = None
         """When it was first seen with work and nothing in hand, since it last gave an answer."""
         self._started_s = time.monotonic()
@@ -107,7 +110,7 @@ class WorkerProcess:
     def stacks(self) -> str:
         """The Python stacks of its threads, now; empty if it cannot say."""
         before = os.fstat(self._report_fd).st_size
-        os.kill(self.pid, STACK_SIGNAL)
+        self._send(STACK_SIGNAL)
         deadline_s = time.monotonic() + STACK_LIMIT_S
         size = before
         # Written by a signal handler in C, piece by piece: done when it has grown and then stays.
@@ -125,19 +128,19 @@ class WorkerProcess:
     def kill(self) -> None:
         """Send SIGKILL; harmless when it is dead."""
         if self._death is None:
-            os.kill(self.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+            self._send(signal.SIGKILL)
 
     def reap(self) -> Death:
         """Wait for its end. Only then may its rows be given to somebody else. May be called twice."""
         if self._death is None:
             try:
-                _, status, usage = os.wait4(self.pid, 0)
+                _, status = os.waitpid(self.pid, 0)
             except ChildProcessError:  # the user's program waits for any child, and was faster
-                self._death = Death(None, None, 0)
+                self._death = Death(None, None)
                 self._process.returncode = 0
             else:
                 code = self._process.returncode = os.waitstatus_to_exitcode(status)
-                self._death = Death(-code if code < 0 else None, code if code >= 0 else None, usage.ru_maxrss * 1024)
+                self._death = Death(-code if code < 0 else None, code if code >= 0 else None)
         return self._death
 
     def close(self) -> None:
@@ -149,6 +152,15 @@ class WorkerProcess:
         if self._report_fd >= 0:
             os.close(self._report_fd)
             self._report_fd = -1
+
+    def _send(self, number: signal.Signals) -> None:
+        try:
+            if self.pidfd is not None:
+                signal.pidfd_send_signal(self.pidfd, number)
+            else:
+                os.kill(self.pid, number)
+        except ProcessLookupError:  # dead, and waited for by the user's program
+            return
 
     def _report(self, start: int) -> str:
         size = os.fstat(self._report_fd).st_size
@@ -170,7 +182,9 @@ def _open_pidfd(pid: int) -> int | None:
 def _start_interpreter(fd: int) -> subprocess.Popen[bytes]:
     path = [entry or os.getcwd() for entry in sys.path if isinstance(entry, str)]
     # -P: the working directory may hold another `pipeline`.
-    command = [sys.executable, "-P", "-c", START, json.dumps([fd, os.getpid(), path])]
+    home = os.path.dirname(os.path.dirname(os.path.abspath(pipeline.__file__)))
+    # -u: what a user's transform prints would be lost with the buffer when the worker is ended.
+    command = [sys.executable, "-P", "-u", "-c", START, json.dumps([fd, os.getpid(), home, path])]
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
