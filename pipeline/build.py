@@ -209,6 +209,7 @@ def assemble(
             source=source,
             backend=backend,
             loader=config.loader,
+            prefetches=prefetch_device is not None,
         )
         check_memory(config, transform)
         arena = None
@@ -245,7 +246,7 @@ def assemble(
             executor,
             row_shape=transform.row_shape,
             row_dtype=transform.row_dtype,
-            channels_last=transform.row_shape[-1] == 3,
+            channels_last=transform.channels_last,
             read_ahead=sampler is not SamplerName.sequential,
             num_epochs=num_epochs,
             stats=stats,

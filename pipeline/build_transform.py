@@ -34,6 +34,7 @@ def build_transform(
     source: Source,
     backend: Backend,
     loader: LoaderConfig,
+    prefetches: bool,
 ) -> Transform:
     """The built-in transforms that `options` names, or `function` in their place.
 
@@ -45,52 +46,41 @@ def build_transform(
         source: one sample of it shows what `function` returns.
         backend: where it will run.
         loader: the configuration's group.
+        prefetches: batches are asked for in a thread of ours, and not in the consumer's.
     """
     if function is None:
         return SampleTransform(options, normalise=normalise, memory_format=memory_format)
-    return _callable_transform(options, function, memory_format, source, backend, loader)
+    from pipeline.transforms.callables import CallableTransform, Seeding, probe  # seldom wanted
+
+    _check_callable(function, backend)
+    probed = probe(function, _first_image(source, options.max_side), memory_format=memory_format)
+    if backend is Backend.processes:
+        if probed.draws_globally and loader.threads_per_worker > 1:
+            raise ConfigError(
+                f"loader.threads_per_worker={loader.threads_per_worker} with a transform that draws from global "
+                "random generators: threads of one worker would share them; use 1, and more loader.num_workers"
+            )
+        seeding = Seeding.own if loader.threads_per_worker == 1 else Seeding.none
+    elif loader.resolved_num_workers(num_cores()) == 0 and not prefetches:
+        seeding = Seeding.borrowed
+    else:
+        seeding = Seeding.none
+        if probed.draws_globally:
+            warnings.warn(
+                "transform draws from global random generators, which threads share: its results differ from run to "
+                "run; use loader.backend=processes with loader.num_workers >= 1",
+                stacklevel=4,
+            )
+    return CallableTransform(function, row=probed.row, seeding=seeding, max_side=options.max_side)
 
 
-def check_callable(function: Callable[..., Any], backend: Backend) -> None:
+def _check_callable(function: Callable[..., Any], backend: Backend) -> None:
     """Refuse, before any process is started, a callable that worker processes could not have."""
     if not callable(function):
         raise TypeError(f"transform must be callable with a PIL.Image, got {function!r}")
     if backend is Backend.processes:
         cure = 'make it a function or class at the top level of a module, or use backend="threads"'
         check_picklable(function, "transform", cure)
-
-
-def _callable_transform(
-    options: Transforms,
-    function: Callable[[Image.Image], Any],
-    memory_format: str,
-    source: Source,
-    backend: Backend,
-    loader: LoaderConfig,
-) -> Transform:
-    from pipeline.transforms.callables import CallableTransform, Seeding, probe  # seldom wanted
-
-    check_callable(function, backend)
-    probed = probe(function, _first_image(source, options.max_side), memory_format=memory_format)
-    num_workers = loader.resolved_num_workers(num_cores())
-    if num_workers == 0:
-        seeding = Seeding.borrowed
-    elif backend is Backend.processes and loader.threads_per_worker == 1:
-        seeding = Seeding.own
-    else:
-        seeding = Seeding.none
-    if probed.draws_globally and seeding is Seeding.none:
-        if backend is Backend.processes:
-            raise ConfigError(
-                f"loader.threads_per_worker={loader.threads_per_worker} with a transform that draws from global "
-                "random generators: threads of one worker would share them; use 1, and more loader.num_workers"
-            )
-        warnings.warn(
-            "transform draws from global random generators, which threads share: its results differ from run to run; "
-            "use loader.backend=processes",
-            stacklevel=6,
-        )
-    return CallableTransform(function, row=probed.row, seeding=seeding, max_side=options.max_side)
 
 
 def _first_image(source: Source, max_side: int | None) -> NDArray[np.uint8]:

@@ -52,7 +52,7 @@ def main_script_of(value: object) -> MainScript | None:
         Exception: `value` cannot be pickled; `pickling.check_picklable` says it better.
     """
     # Read from the pickle itself: what it names is what unpickling will look up, however it came to be named.
-    needed = tuple(dict.fromkeys(name for module, name in _globals_in(pickle.dumps(value, 5)) if module in _NAMES))
+    needed = tuple(name for module, name in _globals_in(pickle.dumps(value, 5)) if module in _NAMES)
     if not needed:
         return None
     main = sys.modules["__main__"]
@@ -62,17 +62,16 @@ def main_script_of(value: object) -> MainScript | None:
     path = os.path.abspath(getattr(main, "__file__", None) or "")
     if module is None and not os.path.isfile(path):
         raise TypeError(
-            f"{', '.join(needed)} cannot be imported by worker processes: it is defined in a notebook, an interactive "
-            "session or on the command line; move it to a module"
+            f"{', '.join(needed)} cannot be imported by worker processes, being defined in a notebook, an "
+            "interactive session or on the command line; move it to a module"
         )
-    search_path = tuple(entry or os.getcwd() for entry in sys.path)
-    return MainScript(path, module, needed, tuple(sys.argv), search_path)
+    return MainScript(path, module, needed, tuple(sys.argv), tuple(sys.path))
 
 
 def _globals_in(pickled: bytes) -> Iterator[tuple[str, str]]:
     """The (module, name) of everything that unpickling a pickle of protocol 4 or 5 looks up."""
     memo: list[Any] = []
-    # The last two things pushed, None for what is no string. STACK_GLOBAL takes a module and a name, which the pickler
+    # The last two things pushed, where these were strings. STACK_GLOBAL takes a module and a name, which the pickler
     # pushes immediately before it.
     module: Any = None
     name: Any = None
@@ -80,13 +79,13 @@ def _globals_in(pickled: bytes) -> Iterator[tuple[str, str]]:
     for opcode, argument, _ in pickletools.genops(pickled):
         if opcode.name == "MEMOIZE":
             memo.append(name)
-        elif opcode.name == "STACK_GLOBAL":
+            continue
+        if opcode.name == "FRAME":  # may stand anywhere and pushes nothing
+            continue
+        if opcode.name == "STACK_GLOBAL":
             yield module, name
-            module = name = None
-        elif opcode.name in ("BINGET", "LONG_BINGET"):
-            module, name = name, memo[argument]
-        elif opcode.name != "FRAME":  # which may stand anywhere and pushes nothing
-            module, name = name, argument if opcode.name.endswith(("BINUNICODE", "BINUNICODE8")) else None
+        from_memo = opcode.name in ("BINGET", "LONG_BINGET")
+        module, name = name, memo[argument] if from_memo else argument
 
 
 def import_main_script(script: MainScript) -> None:
@@ -136,16 +135,15 @@ def _prepared(script: MainScript) -> tuple[ModuleType, CodeType]:
             # Compiled here, as an import would write bytecode beside the script; without this file's own __future__.
             return module, compile(file.read(), script.path, "exec", dont_inherit=True)
     spec = importlib.util.find_spec(script.module)
-    loader: Any = None if spec is None else spec.loader
-    code = None if loader is None else loader.get_code(script.module)
-    if spec is None or code is None:
+    if spec is None:
         raise ModuleNotFoundError(
             f"{script.module} was run by `python -m` and is not found any more to import your transform from",
             name=script.module,
         )
     module = importlib.util.module_from_spec(spec)
     module.__name__ = "__mp_main__"
-    return module, code
+    loader: Any = spec.loader
+    return module, loader.get_code(script.module)
 
 
 def _check_needed(script: MainScript, module: ModuleType) -> None:

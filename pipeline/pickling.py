@@ -110,8 +110,7 @@ def _reduced_parts(value: object, path: str) -> Iterator[tuple[str, object]]:
         return  # then the object itself is at fault, whatever it holds
     names = _names(value, path)
     for number, part in enumerate(arguments):
-        if part is not kind:
-            yield names.get(id(part), f"{path}.__reduce_ex__({_PROTOCOL})[1][{number}]"), part
+        yield names.get(id(part), f"{path}.__reduce_ex__({_PROTOCOL})[1][{number}]"), part
     yield from _state_parts(state, names, path)
     yield from _items(list_items or (), path)
     yield from _entries(entries or (), path)
@@ -145,10 +144,8 @@ def _entries(entries: Any, path: str) -> Iterator[tuple[str, object]]:
 
 
 def _names(value: object, path: str) -> dict[int, str]:
-    """Paths of what `value` refers to under a name or number, by `id`."""
+    """Paths of what `value` refers to by a slot, a field or an attribute written in C, by `id`."""
     names: dict[int, str] = {}
-    if isinstance(value, tuple):
-        names.update((id(item), item_path) for item_path, item in _items(value, path))
     attributes = [
         name for base in type(value).__mro__ for name, found in vars(base).items() if isinstance(found, _DESCRIPTORS)
     ]

@@ -21,6 +21,10 @@ class Transform(Protocol):
         """Uniforms that a sample uses."""
 
     @property
+    def channels_last(self) -> bool:
+        """Whether rows are (H, W, 3), else (3, H, W)."""
+
+    @property
     def row_shape(self) -> tuple[int, ...]:
         """Shape of a row."""
 

@@ -34,13 +34,13 @@ class Seeding(StrEnum):
     """What happens to the process's global generators when a callable is called."""
 
     own = "own"
-    """Seeded for every sample, and torch kept to one thread: a worker process of one thread, where nobody else draws.
-    """
+    """Seeded for every sample, and torch kept to one thread: in a worker process of one thread, where nobody else
+    draws."""
     borrowed = "borrowed"
-    """The same, and afterwards the generators' states and torch's number of threads are as they were: the thread that
-    consumes the batches, while no other thread draws."""
+    """The same, and afterwards the generators' states and torch's number of threads are as they were: in the thread
+    that consumes the batches, where no other thread draws meanwhile."""
     none = "none"
-    """Left alone: several threads, between which a seed could not be kept apart."""
+    """Left alone: in several threads of one process, between which a seed could not be kept apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +111,7 @@ class CallableTransform:
         self._row = row
         self._seeding = Seeding(seeding)
         self._max_side = max_side
+        self.channels_last = row.memory_format == "channels_last"
         self.row_shape = row.row_shape
         self.row_dtype = row.dtype
 

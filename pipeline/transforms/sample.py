@@ -90,6 +90,7 @@ class SampleTransform:
         size = options.size
         planes = normalise and memory_format == "contiguous"
         self._resized_shape = (size, size, 3)
+        self.channels_last = not planes
         self.row_shape = (3, size, size) if planes else (size, size, 3)
         self.row_dtype = np.dtype(np.float32 if normalise else np.uint8)
         self._normaliser = Normaliser(options.mean, options.std, memory_format) if normalise else None
