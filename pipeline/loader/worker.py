@@ -112,13 +112,16 @@ def _work(
     hand: int,
 ) -> None:
     clock = stats.clock
-    while True:
-        slots, work = queue.get()
-        failure = _make_rows(slots, work, sample, hands, hand)
-        try:
+    try:
+        while True:
+            slots, work = queue.get()
+            failure = _make_rows(slots, work, sample, hands, hand)
             connection.send(Done(work.ticket, failure, clock.take(), _rss_bytes()))
-        except OSError:  # the loader is gone; the main thread notices it too
-            return
+    except OSError:  # the loader is gone; the main thread notices it too
+        return
+    except BaseException:  # a worker that lacks a thread would be waited for: let it be replaced
+        traceback.print_exc()
+        os._exit(1)
 
 
 def _make_rows(
@@ -149,11 +152,18 @@ def _portable(error: BaseException) -> BaseException:
         faithful = False
     if not faithful:
         notes = getattr(error, "__notes__", ())
-        error = RuntimeError(f"{type(error).__name__}: {error}")
+        error = RuntimeError(f"{type(error).__name__}: {_words(error)}")
         for note in notes:
             error.add_note(note)
     error.add_note(f"in worker process {os.getpid()}:\n{where}")
     return error
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # its own words fail it
+        return "(it cannot say what it is)"
 
 
 def _rss_bytes() -> int:
