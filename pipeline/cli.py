@@ -1,6 +1,7 @@
 """The door of `train.py` and `bench.py`: Hydra outside, checked dataclasses inside.
 
-A wrong configuration ends here, before torch is imported, with one line on stderr and exit code 2.
+A wrong configuration ends here, before anything is written, with one line on stderr and exit code 2; and before torch
+is imported, unless it takes the checkpoint of a run that is to be continued to tell.
 `HYDRA_FULL_ERROR=1` shows where it comes from.
 """
 
@@ -25,6 +26,8 @@ from pipeline._compat import HYDRA_MAIN, lazy_help_allowed
 from pipeline.config import BenchConfig, ConfigError, TrainConfig
 from pipeline.config.compose import to_config
 from pipeline.config.messages import one_line
+from pipeline.training.resume import LAST, checkpoint_to_continue, command_to_continue, keep_earlier
+from pipeline.training.stopping import Stopped
 from pipeline.training.sweep_table import print_sweep, record_failure
 
 log = logging.getLogger(__name__)
@@ -42,9 +45,19 @@ class Door(Callback):
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Refuse a wrong configuration before Hydra writes into the run's directory."""
         try:
-            to_config(config, cwd=config.hydra.runtime.cwd)
-        except ConfigError as error:
+            cfg = to_config(config, cwd=config.hydra.runtime.cwd)
+            if not isinstance(cfg, BenchConfig):
+                _begin_or_continue(cfg, config.hydra)
+        except (ConfigError, OSError) as error:  # Hydra would turn an OSError into a warning, and overwrite the run
             _refuse(error)
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Refuse to continue a sweep, and to write over one."""
+        if config.resume is not None:
+            _refuse(ConfigError(f"resume={config.resume} continues one run, not a sweep; leave out -m, or resume"))
+        earlier = next(Path(config.hydra.sweep.dir).rglob(str(LAST)), None)
+        if earlier is not None:
+            _refuse(ConfigError(f"{config.hydra.sweep.dir} holds a sweep already, with {earlier}; change run.name"))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the sweep's table; the exit code is 1 if a job failed."""
@@ -119,6 +132,9 @@ def _run_task(task: Task, composed: DictConfig, program: str) -> float:
     in_sweep = hydra_config.mode is RunMode.MULTIRUN
     try:
         return task(to_config(composed, cwd=hydra_config.runtime.cwd), run_dir)
+    except Stopped as stopped:
+        sys.stderr.write(f"{stopped}: {_left_behind(stopped, composed, run_dir)}\n")
+        sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write(f"interrupted; what there is of the run is in {run_dir}\n")
         sys.exit(130)
@@ -135,6 +151,34 @@ def _run_task(task: Task, composed: DictConfig, program: str) -> float:
             sys.stderr.write(f"{type(error).__name__}: {error}\n  {of_a_sample[0]}\n")
             sys.exit(1)
         raise
+
+
+def _begin_or_continue(cfg: TrainConfig, hydra_config: DictConfig) -> None:
+    """Before anything is written: refuse what cannot be, end here if all is done, and keep the earlier part's files."""
+    run_dir = Path(hydra_config.runtime.cwd) / hydra_config.run.dir
+    last = checkpoint_to_continue(cfg, run_dir)
+    if last is not None:
+        from pipeline.training.state import nothing_left, read_state  # needs torch, as the run will
+
+        line = nothing_left(read_state(last, cfg, mmap=True), cfg, run_dir)
+        if line is not None:
+            sys.stderr.write(line + "\n")
+            sys.exit(0)
+    if cfg.resume is not None:
+        keep_earlier(run_dir, [name for name in (hydra_config.output_subdir, f"{hydra_config.job.name}.log") if name])
+
+
+def _left_behind(stopped: Stopped, composed: DictConfig, run_dir: Path) -> str:
+    if stopped.step is None:
+        return f"interrupted; what there is of the run is in {run_dir}"
+    hydra_config = HydraConfig.get()
+    in_sweep = hydra_config.mode is RunMode.MULTIRUN
+    # A sweep's job is continued on its own: by its directory, which its name does not lead to.
+    of_job = [word for word in hydra_config.overrides.task if not word.startswith("run.name=")]
+    arguments = [sys.argv[0], *of_job] if in_sweep else sys.argv
+    by_name = composed.run.name is not None and not in_sweep
+    command = command_to_continue(arguments, run_dir, by_name=by_name)
+    return f"saved {LAST} at step {stopped.step}; continue with: {command}"
 
 
 def _refuse(error: Exception) -> NoReturn:

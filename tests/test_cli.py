@@ -63,6 +63,9 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     for handler in set(root.handlers) - set(handlers):
         handler.close()
     root.handlers[:], root.level = handlers, level
+    epochs = logging.getLogger("pipeline.training.progress")  # conf/train.yaml gave it the file of a run that is over
+    epochs.handlers.clear()
+    epochs.propagate = True
 
 
 @pytest.mark.parametrize(
@@ -75,6 +78,11 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         ("+typo=1", "typo is not a key; choices: data"),
         ("data=folder data.root=no", "data.root is not a directory: "),
         ("-m loader.num_worker=0,1", "loader.num_worker is not a key; did you mean num_workers?"),
+        ("resume=auto", "resume=auto needs to know which run: add run.name=NAME, or use resume=DIR"),
+        ("resume=no", "/no holds no checkpoints/last.pt; give the directory of a run that saved one"),
+        ("resume=no run.name=a", "/no is not this run's directory, "),
+        ("-m resume=auto run.name=a", "resume=auto continues one run, not a sweep; leave out -m, or resume"),
+        ("run.save_every_steps=0", "run.save_every_steps must be >= 1, got 0; null saves at each epoch's end"),
     ],
 )
 def test_a_wrong_command_line_ends_in_one_line_and_exit_code_2(program: Program, command: str, line: str) -> None:
@@ -89,6 +97,58 @@ def test_a_wrong_value_leaves_an_earlier_run_of_that_name_as_it_is(program: Prog
     before = {path: path.read_bytes() for path in (tmp_path / "outputs").rglob("*") if path.is_file()}
     assert program("run.name=good", "loader.num_workers=-1").code == 2
     assert {path: path.read_bytes() for path in (tmp_path / "outputs").rglob("*") if path.is_file()} == before
+
+
+def test_a_benchmark_is_not_resumed(program: Program) -> None:
+    outcome = program("resume=auto", "run.name=a", name="bench")
+    assert outcome.err == "resume=auto is for train.py: a benchmark is not continued; leave it out\n"
+    assert (outcome.code, outcome.tasks) == (2, [])
+
+
+def test_a_name_that_has_a_checkpoint_is_not_used_again(program: Program, tmp_path: Path) -> None:
+    assert program("run.name=first").code == 0
+    for run_dir in (tmp_path / "outputs/train/first", tmp_path / "outputs/train/multirun/s/0"):
+        (run_dir / "checkpoints").mkdir(parents=True)
+        (run_dir / "checkpoints/last.pt").touch()
+    before = {path: path.read_bytes() for path in (tmp_path / "outputs").rglob("*") if path.is_file()}
+    outcome = program("run.name=first")
+    assert outcome.err == (
+        f"{tmp_path}/outputs/train/first holds a run already; add resume=auto to continue it, or change run.name\n"
+    )
+    assert (outcome.code, outcome.tasks) == (2, [])
+    sweep = program("-m", "run.name=s", "loader.num_workers=0,1")
+    assert sweep.err == (
+        "outputs/train/multirun/s holds a sweep already, with outputs/train/multirun/s/0/checkpoints/last.pt; "
+        "change run.name\n"
+    )
+    assert (sweep.code, sweep.tasks) == (2, [])
+    assert {path: path.read_bytes() for path in (tmp_path / "outputs").rglob("*") if path.is_file()} == before
+
+
+def test_a_resumed_run_that_saved_nothing_begins_and_keeps_what_an_earlier_part_wrote(
+    program: Program, tmp_path: Path
+) -> None:
+    for number in range(3):
+        outcome = program("run.name=first", "resume=auto", f"seed={number}")
+        assert (outcome.code, outcome.tasks[0][0].resume) == (0, "auto")
+    run_dir = tmp_path / "outputs/train/first"
+    seeds = [(run_dir / name / "overrides.yaml").read_text() for name in (".hydra.1", ".hydra.2", ".hydra")]
+    assert [text.splitlines()[-1] for text in seeds] == ["- seed=0", "- seed=1", "- seed=2"]
+    assert sorted(path.name for path in run_dir.glob("train*.log")) == ["train.1.log", "train.2.log", "train.log"]
+
+
+def test_files_that_cannot_be_kept_end_the_run_before_they_are_overwritten(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert program("run.name=first").code == 0
+
+    def refuse(self: Path, target: Path) -> Path:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    outcome = program("run.name=first", "resume=auto")
+    assert (outcome.code, outcome.err.count("\n"), outcome.tasks) == (2, 1, [])
+    assert "Permission denied" in outcome.err
 
 
 def test_run_name_fixes_the_directory_and_otherwise_it_is_date_and_time(program: Program, tmp_path: Path) -> None:
@@ -185,6 +245,8 @@ def test_a_program_shows_its_configuration_without_torch(script: str, tmp_path: 
     assert "num_images: 10000" in done.stdout
     wrong = _python("-c", f"import sys\n{check}", str(ROOT / script), "+typo=1", cwd=tmp_path)
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    refused = _python("-c", f"import sys\n{check}", str(ROOT / script), "resume=auto", cwd=tmp_path)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
 
 
 def test_hydra_full_error_shows_where_a_wrong_value_was_refused(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from pipeline.config import (
     TrainConfig,
     Transforms,
 )
-from pipeline.config.compose import to_config
+from pipeline.config.compose import run_dir, to_config
 from pipeline.config.messages import one_line
 from pipeline.config.paths import check_paths, make_paths_absolute
 
@@ -306,6 +306,36 @@ def test_relative_paths_start_from_the_directory_the_program_was_started_in(inpu
     assert (cfg.data.root, cfg.preload.dir) == (f"{inputs}/images", f"{inputs}/packs")
     assert config("data=tar", "data.pattern=*.tar", cwd=str(inputs)).data.pattern == f"{inputs}/*.tar"
     assert config("data=tar", "data.pattern='{0..0}.tar'", cwd=str(inputs)).data.pattern == f"{inputs}/{{0..0}}.tar"
+
+
+def test_resume_is_the_directory_that_is_named_and_auto_that_of_the_name(tmp_path: Path) -> None:
+    cwd = str(tmp_path)
+    assert config("resume=runs/a", cwd=cwd).resume == f"{cwd}/runs/a"
+    assert config("resume=./auto", cwd=cwd).resume == f"{cwd}/auto"
+    assert config("resume=auto", "run.name=a", cwd=cwd).resume == "auto"
+    assert config("resume='~/a'", cwd=cwd).resume == str(Path.home() / "a")
+    assert config(cwd=cwd).resume is None
+    with pytest.raises(ConfigError, match=r"resume=auto needs to know which run: add run\.name=NAME"):
+        config("resume=auto")
+    with pytest.raises(ConfigError, match="resume must be auto or a run's directory, got ''"):
+        config("resume=''")
+
+
+@pytest.mark.parametrize(
+    ("name", "resume", "directory"),
+    [
+        (None, None, "outputs/train/now"),
+        ("a", None, "outputs/train/a"),
+        ("a", "auto", "outputs/train/a"),
+        (None, "runs/b", "runs/b"),
+        (None, "./auto", "auto"),
+        ("a", "runs/b", "outputs/train/a"),
+    ],
+)
+def test_a_runs_directory_follows_from_its_name_or_from_what_it_resumes(
+    name: str | None, resume: str | None, directory: str
+) -> None:
+    assert run_dir("outputs/train", name, resume, "now") == directory
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_a_broken_image_ends_training_with_its_path_and_a_failed_summary(tmp_pat
     assert "truncated JPEG" in summary["error"]
 
 
-def test_ctrl_c_ends_training_with_a_line_and_a_report(folder: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_training_with_a_checkpoint_a_line_and_a_report(folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "train.py"), "data=folder", f"data.root={folder}", "data.val_fraction=0.3"]
     command += ["schedule.epochs=100000", "model.width=8", "run.name=cut", "loader.drop_last=true", *SMALL]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as run:
@@ -113,8 +113,14 @@ def test_ctrl_c_ends_training_with_a_line_and_a_report(folder: Path, tmp_path: P
         rest = [line for line in run.stderr if not line.startswith("epoch")]
         assert run.wait(60) == 130
     assert len(rest) == 1
-    assert rest[0].startswith("interrupted; what there is of the run is in ")
-    assert report(tmp_path / "outputs/train/cut/summary.json")["status"] == "stopped"
+    run_dir = tmp_path / "outputs/train/cut"
+    summary = report(run_dir / "summary.json")
+    assert rest[0].startswith(f"SIGINT: saved checkpoints/last.pt at step {summary['steps']}; continue with: python ")
+    assert rest[0].endswith(" resume=auto\n")
+    assert summary["status"] == "stopped"
+    assert torch.load(run_dir / "checkpoints/last.pt", weights_only=True)["step"] == summary["steps"]
+    logged = [line for line in (run_dir / "train.log").read_text().splitlines() if "epoch" in line]
+    assert len(logged) == summary["epochs"]
 
 
 def test_data_that_is_not_there_is_one_line_and_exit_code_2(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline.config import ConfigError, Data, Loader, Logger, Model, Optim, Run, Schedule, TrainConfig, Transforms
+from pipeline.training import fit as fit_module
 from pipeline.training import run as run_module
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.compute import Compute, choose_device
@@ -193,6 +194,7 @@ def test_the_summary_is_flat_at_the_top_and_has_its_conditions_beneath(
         "epochs",
         "steps",
         "wall_s",
+        "resumed",
         "status",
         "error",
         "config",
@@ -604,7 +606,7 @@ def test_the_best_checkpoint_is_that_of_the_best_epoch_and_the_last_that_of_the_
     def scored(model: nn.Module, batches: object, *, compute: Compute) -> Any:
         return SimpleNamespace(loss=1.0, top1=next(scores), num_samples=40, wall_s=0.1)
 
-    monkeypatch.setattr(run_module, "evaluate", scored)
+    monkeypatch.setattr(fit_module, "evaluate", scored)
     assert train(config(), tmp_path) == 0.5
     assert load_checkpoint(tmp_path / "checkpoints" / "best.pt")["epoch"] == 2
     assert load_checkpoint(tmp_path / "checkpoints" / "last.pt")["epoch"] == 3
@@ -666,7 +668,7 @@ def test_plain_lines_without_a_terminal_say_loss_speed_and_data_wait() -> None:
     progress = Progress(stream, num_epochs=12)
     progress.start_epoch(3, num_batches=150)
     progress.advance()
-    totals = Totals(loss=1.25, top1=0.5, num_samples=640, num_steps=10, wall_s=2.0, wait_s=0.5, first_batch_s=0.1)
+    totals = Totals(lr=0.1, loss_sum=800.0, num_right=320, num_samples=640, num_steps=10, wall_s=2.0, wait_s=0.5)
     progress.show(totals)
     progress.end_epoch(row(3))
     assert stream.getvalue().splitlines() == [
@@ -745,15 +747,28 @@ def test_cuda_is_refused_where_there_is_none_and_auto_takes_what_is_there(monkey
 
 
 @pytest.mark.parametrize(
-    ("num_threads", "num_workers", "expected"), [(None, 2, 6), (None, 8, 1), (None, 0, 8), (5, 2, 5), (None, "auto", 1)]
+    ("num_threads", "num_workers", "earlier", "expected"),
+    [
+        (None, 2, None, 6),
+        (None, 8, None, 1),
+        (None, 0, None, 8),
+        (5, 2, None, 5),
+        (None, "auto", None, 1),
+        (None, 2, {"num_threads": 3}, 3),
+        (5, 2, {"num_threads": 3}, 5),
+    ],
 )
-def test_torch_gets_the_cores_that_workers_leave_unless_told_otherwise(
-    num_threads: int | None, num_workers: int | str, expected: int, monkeypatch: pytest.MonkeyPatch
+def test_torch_gets_the_cores_that_workers_leave_or_what_it_had_before_unless_told_otherwise(
+    num_threads: int | None,
+    num_workers: int | str,
+    earlier: dict[str, Any] | None,
+    expected: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(run_module, "num_cores", lambda: 8)
     cfg = config(run=Run(device="cpu", num_threads=num_threads))
     cfg.loader.num_workers = num_workers
-    assert run_module._num_threads(cfg) == expected
+    assert run_module._num_threads(cfg, earlier) == expected
 
 
 def test_a_configuration_becomes_plain_values() -> None:

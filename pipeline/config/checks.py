@@ -13,7 +13,7 @@ Choice = TypeVar("Choice", bound=StrEnum)
 class ConfigError(ValueError):
     """A wrong key, value or path in a configuration.
 
-    Its text is one line; the command line prints it and exits with 2.
+    Its text is one line, or a list of keys with a line for each; the command line prints it and exits with 2.
     """
 
 

@@ -15,7 +15,7 @@ from pipeline.config.checks import ConfigError, nearest
 from pipeline.config.data import Cifar10Data, FolderData, ManifestData, SyntheticData, TarData
 from pipeline.config.messages import one_line
 from pipeline.config.paths import check_paths, make_paths_absolute
-from pipeline.config.root import BenchConfig, TrainConfig
+from pipeline.config.root import AUTO, BenchConfig, TrainConfig
 
 _DATA = {
     "synthetic": SyntheticData,
@@ -36,11 +36,19 @@ def _register() -> None:
     door = {"door": {"_target_": "pipeline.cli.Door"}}
     store.store(group="hydra/callbacks", name="headrace", node=door)
     register_resolver("first_given", first_given)
+    register_resolver("run_dir", run_dir)
 
 
 def first_given(*values: str | None) -> str | None:
     """The first value that is not null: `${first_given:${run.name},...}` in YAML."""
     return next((value for value in values if value is not None), None)
+
+
+def run_dir(parent: str, name: str | None, resume: str | None, moment: str) -> str:
+    """The directory of a run: `parent/name`, without a name the one that `resume` names, else `parent/moment`."""
+    if name is None and resume not in (None, AUTO):
+        return str(Path(str(resume)).expanduser())
+    return f"{parent}/{first_given(name, moment)}"
 
 
 def to_config(composed: DictConfig, *, cwd: str) -> TrainConfig:

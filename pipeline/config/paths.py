@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.config.checks import ConfigError
 from pipeline.config.data import Cifar10Data, FolderData, ManifestData, TarData
-from pipeline.config.root import PipelineConfig
+from pipeline.config.root import AUTO, PipelineConfig
 
 
 def make_paths_absolute(config: PipelineConfig, cwd: Path) -> None:
@@ -15,9 +15,10 @@ def make_paths_absolute(config: PipelineConfig, cwd: Path) -> None:
         (config.data, "path"),
         (config.data, "pattern"),
         (config.preload, "dir"),
+        (config, "resume"),
     ):
         path = getattr(group, name, None)
-        if path is not None:
+        if path is not None and (name, path) != ("resume", AUTO):
             setattr(group, name, str(cwd / Path(path).expanduser()))
 
 

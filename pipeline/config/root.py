@@ -14,6 +14,9 @@ from pipeline.config.training import Dist, Logger, Optim, Schedule
 from pipeline.config.transforms import Decode, Transforms
 from pipeline.config.unfinished import refuse_unfinished
 
+AUTO = "auto"
+"""The value of `resume` that stands for the directory of `run.name`."""
+
 
 @dataclass(kw_only=True)
 class PipelineConfig:
@@ -48,6 +51,15 @@ class TrainConfig(PipelineConfig):
     logger: Logger = field(default_factory=Logger)
     dist: Dist = field(default_factory=Dist)
     run: Run = field(default_factory=Run)
+    resume: str | None = None
+    """Continue a run from its last checkpoint: that of `run.name` (auto), or that in a directory; null: begin."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resume == "":
+            raise ConfigError("resume must be auto or a run's directory, got ''; null begins a new run")
+        if self.resume == AUTO and self.run.name is None:
+            raise ConfigError("resume=auto needs to know which run: add run.name=NAME, or use resume=DIR")
 
 
 @dataclass(kw_only=True)
@@ -55,3 +67,8 @@ class BenchConfig(TrainConfig):
     """What one trial of `bench.py` runs: any experiment of `train.py`, and how to measure it."""
 
     bench: Bench = field(default_factory=Bench)
+
+    def __post_init__(self) -> None:
+        if self.resume is not None:
+            raise ConfigError(f"resume={self.resume} is for train.py: a benchmark is not continued; leave it out")
+        super().__post_init__()

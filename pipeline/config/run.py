@@ -27,9 +27,12 @@ class Run:
     seed: int = 0
     """Seed of the network's first weights; batches follow the top-level `seed`."""
     num_threads: int | None = None
-    """torch's threads within an operation; null: the cores that the loader's workers leave, at least 1."""
+    """torch's threads within an operation; null: the cores that the loader's workers leave, at least 1, and in a
+    resumed run as many as it had before."""
     max_steps: int | None = None
     """Stop after so many steps in all; null: after the last epoch."""
+    save_every_steps: int | None = None
+    """Steps between two checkpoints within an epoch; null: at each epoch's end only."""
     eval_every: int = 1
     """Epochs between two evaluations; the last epoch is always evaluated."""
 
@@ -41,6 +44,10 @@ class Run:
             self.num_threads = whole("run.num_threads", self.num_threads, low=1, cure="null chooses it")
         if self.max_steps is not None:
             self.max_steps = whole("run.max_steps", self.max_steps, low=1, cure="null runs every epoch")
+        if self.save_every_steps is not None:
+            self.save_every_steps = whole(
+                "run.save_every_steps", self.save_every_steps, low=1, cure="null saves at each epoch's end"
+            )
         if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name):
             raise ConfigError(f"run.name must name one directory, got {self.name!r}; leave out any /")
 

@@ -21,7 +21,9 @@ from pipeline.shared import anonymous_file
 
 START = (
     "import signal, sys\n"
-    "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"  # Ctrl-C is for the loader, which ends its workers
+    # For the loader, which ends its workers: Ctrl-C, and SIGTERM, which Slurm and systemd send to every process.
+    "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     "import json\n"
     "fd, parent_pid, home, path = json.loads(sys.argv[1])\n"
     "sys.path[:] = [home, *path]\n"  # this very package, whatever others the path has

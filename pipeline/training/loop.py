@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -32,23 +32,38 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
-    """Sums over (a part of) an epoch's training.
+    """Sums over (a part of) an epoch's training: plain numbers, from which `train_epoch` can go on.
 
     Attributes:
-        wall_s: from asking for the first batch to the end of the last step, on the device.
+        lr: learning rate of the epoch's first step.
+        loss_sum: of every sample's loss, with label smoothing.
+        num_right: samples, as augmented, that the model got right in training mode.
+        num_batches: batches that came; more than `num_steps` where some were empty.
+        wall_s: from asking for the first batch to the end of the last step, on the device, with the checkpoints saved
+            in between; without the time between an interruption and the next part's beginning.
         wait_s: the part of `wall_s` spent in `iter()` and `next()` of the loader.
-        first_batch_s: the first such wait, with the start of the loader's workers in it.
-        loss: mean over the samples, with label smoothing.
-        top1: fraction in [0, 1] of the samples, as augmented, that the model got right in training mode.
+        first_batch_s: the first such wait of the epoch, with the start of the loader's workers in it.
     """
 
-    loss: float
-    top1: float
-    num_samples: int
-    num_steps: int
-    wall_s: float
-    wait_s: float
-    first_batch_s: float
+    lr: float
+    loss_sum: float = 0.0
+    num_right: int = 0
+    num_samples: int = 0
+    num_steps: int = 0
+    num_batches: int = 0
+    wall_s: float = 0.0
+    wait_s: float = 0.0
+    first_batch_s: float = math.nan
+
+    @property
+    def loss(self) -> float:
+        """Mean over the samples."""
+        return self.loss_sum / self.num_samples if self.num_samples else math.nan
+
+    @property
+    def top1(self) -> float:
+        """Fraction of the samples that the model got right, in [0, 1]."""
+        return self.num_right / self.num_samples if self.num_samples else math.nan
 
     @property
     def samples_per_sec(self) -> float:
@@ -59,6 +74,10 @@ class Totals:
     def data_wait_pct(self) -> float:
         """The share of `wall_s` that the loop spent waiting for data."""
         return 100 * self.wait_s / self.wall_s if self.wall_s else math.nan
+
+
+AfterBatch = Callable[[Callable[[], Totals]], bool]
+"""Told after each batch how to ask for the epoch's totals so far, which waits for the device; True ends the part."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,32 +122,36 @@ def train_epoch(
     *,
     observer: Observer,
     every_steps: int,
-    max_steps: int | None = None,
+    earlier: Totals | None = None,
+    after_batch: AfterBatch | None = None,
     clock: Clock = time.perf_counter,
 ) -> Totals:
-    """Trains on every batch once, or until `learner.num_steps` is `max_steps`, and gives the epoch's totals.
+    """Trains on every batch once, or until `after_batch` says so, and gives the epoch's totals.
 
-    A batch that `data.on_error=skip` emptied takes no step: its gradient is zero, its mean loss undefined.
+    `earlier` are the totals of the part of the epoch that came before `batches`. A batch that `data.on_error=skip`
+    emptied takes no step: its gradient is zero, its mean loss undefined.
 
     Raises:
-        RuntimeError: the loss is not finite, or there was not one sample.
+        RuntimeError: the loss is not finite, or there was not one sample in the whole epoch.
     """
     learner.model.train()
     timer = WaitTimer(batches, clock)
-    tally = _Tally()
-    start_s = clock()
+    tally = _Tally(earlier or Totals(lr=learner.lr), timer, clock)
     for images, labels in timer:
         observer.advance()
-        if len(labels) == 0:
-            continue
-        lr = learner.lr
-        loss, num_right = learner.step(images, labels)
-        tally.add(learner.num_steps, lr, len(labels), loss, num_right)
-        if learner.num_steps % every_steps == 0:
-            observer.show(tally.totals(timer, clock, start_s))
-        if learner.num_steps == max_steps:
-            break
-    return tally.totals(timer, clock, start_s)
+        tally.num_batches += 1
+        if len(labels) > 0:
+            lr = learner.lr
+            loss, num_right = learner.step(images, labels)
+            tally.add(learner.num_steps, lr, len(labels), loss, num_right)
+            if learner.num_steps % every_steps == 0:
+                observer.show(tally.totals())
+        if after_batch is not None and after_batch(tally.totals):
+            return tally.totals()
+    totals = tally.totals()
+    if totals.num_samples == 0:
+        raise RuntimeError("no sample to train on: data.on_error=skip left every batch empty; see quarantine.csv")
+    return totals
 
 
 class WaitTimer:
@@ -155,52 +178,59 @@ class WaitTimer:
             asked_s = self._clock()
 
 
-@dataclass(slots=True)
 class _Tally:
     """Adds up an epoch without waiting for the device: scalars stay there until `totals` asks for them."""
 
-    loss_sum: float = 0.0
-    num_right: float = 0.0
-    num_samples: int = 0
-    num_steps: int = 0
-    pending: list[tuple[int, float, int]] = field(default_factory=list)
-    pending_losses: list[Tensor] = field(default_factory=list)
-    pending_right: list[Tensor] = field(default_factory=list)
+    def __init__(self, earlier: Totals, timer: WaitTimer, clock: Clock) -> None:
+        self.num_batches = earlier.num_batches
+        self._earlier = earlier
+        self._loss_sum = earlier.loss_sum
+        self._num_right = earlier.num_right
+        self._num_samples = earlier.num_samples
+        self._num_steps = earlier.num_steps
+        self._timer = timer
+        self._clock = clock
+        self._start_s = clock()
+        self._pending: list[tuple[int, float, int]] = []
+        self._pending_losses: list[Tensor] = []
+        self._pending_right: list[Tensor] = []
 
     def add(self, step: int, lr: float, num_samples: int, loss: Tensor, num_right: Tensor) -> None:
-        self.pending.append((step, lr, num_samples))
-        self.pending_losses.append(loss)
-        self.pending_right.append(num_right)
+        self._pending.append((step, lr, num_samples))
+        self._pending_losses.append(loss)
+        self._pending_right.append(num_right)
 
-    def totals(self, timer: WaitTimer, clock: Clock, start_s: float) -> Totals:
+    def totals(self) -> Totals:
         self._collect()
-        if self.num_samples == 0:
-            raise RuntimeError("no sample to train on: data.on_error=skip left every batch empty; see quarantine.csv")
+        earlier, timer = self._earlier, self._timer
         return Totals(
-            loss=self.loss_sum / self.num_samples,
-            top1=self.num_right / self.num_samples,
-            num_samples=self.num_samples,
-            num_steps=self.num_steps,
-            wall_s=clock() - start_s,
-            wait_s=timer.wait_s,
-            first_batch_s=timer.first_batch_s,
+            lr=earlier.lr,
+            loss_sum=self._loss_sum,
+            num_right=self._num_right,
+            num_samples=self._num_samples,
+            num_steps=self._num_steps,
+            num_batches=self.num_batches,
+            wall_s=earlier.wall_s + self._clock() - self._start_s,
+            wait_s=earlier.wait_s + timer.wait_s,
+            first_batch_s=timer.first_batch_s if math.isnan(earlier.first_batch_s) else earlier.first_batch_s,
         )
 
     def _collect(self) -> None:
-        if not self.pending:
+        if not self._pending:
             return
-        # Waits for the device: only every `every_steps` steps and at the end of an epoch.
-        losses = torch.stack(self.pending_losses).tolist()
-        self.num_right += float(torch.stack(self.pending_right).sum())
-        for (step, lr, num_samples), loss in zip(self.pending, losses, strict=True):
+        # Waits for the device: only every `every_steps` steps, for a checkpoint, and at the end of an epoch.
+        losses = torch.stack(self._pending_losses).tolist()
+        self._num_right += int(torch.stack(self._pending_right).sum())
+        # One by one, in order: the sum is then the same whenever it is asked for, to the bit.
+        for (step, lr, num_samples), loss in zip(self._pending, losses, strict=True):
             if not math.isfinite(loss):
                 raise RuntimeError(
                     f"the loss is {loss} at step {step}, with a learning rate of {lr:.3g}; lower optim.lr, "
                     "lengthen schedule.warmup_epochs, set optim.grad_clip=1, or try optim.amp=off"
                 )
-            self.loss_sum += loss * num_samples
-            self.num_samples += num_samples
-            self.num_steps += 1
-        self.pending.clear()
-        self.pending_losses.clear()
-        self.pending_right.clear()
+            self._loss_sum += loss * num_samples
+            self._num_samples += num_samples
+            self._num_steps += 1
+        self._pending.clear()
+        self._pending_losses.clear()
+        self._pending_right.clear()

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -47,18 +48,30 @@ class EpochMetrics:
 class RunRecord:
     """Writes a run's `metrics.csv` as it goes, and its `summary.json` however the `with` block ends.
 
-    The summary's `status` is `completed`; `stopped` if `run.max_steps` or Ctrl-C ended it early; or `failed`,
+    The summary's `status` is `completed`; `stopped` if `run.max_steps`, Ctrl-C or SIGTERM ended it early; or `failed`,
     with the exception in `error`, which goes on to the caller. `summary` is what was written.
+
+    A run that was interrupted and resumed is one run: both files cover all of it, `resumed` counts its resumptions and
+    `wall_s` adds up its parts, each as far as a checkpoint of it was gone on from. `cache_hit_pct` is of the last part,
+    for every part begins with an empty cache.
 
     `peak_pss_mb` is this process's proportional set size at its highest epoch end, in 10^6 bytes; worker
     processes are not in it, and it is None where the system does not tell.
     """
 
     def __init__(
-        self, run_dir: Path, *, config: dict[str, Any], write_csv: bool = True, clock: Clock = time.perf_counter
+        self,
+        run_dir: Path,
+        *,
+        config: dict[str, Any],
+        write_csv: bool = True,
+        earlier: Mapping[str, Any] | None = None,
+        clock: Clock = time.perf_counter,
     ) -> None:
+        """Begins a record, or goes on with `earlier`, what `state_dict` gave in the part before."""
         run_dir.mkdir(parents=True, exist_ok=True)
         self.rows: list[EpochMetrics] = []
+        self.num_steps = 0
         self.summary: dict[str, Any] = {}
         self.cache_hit_pct: float | None = None
         self.status: Status = "completed"
@@ -67,15 +80,36 @@ class RunRecord:
         self._write_csv = write_csv
         self._clock = clock
         self._start_s = clock()
+        self._earlier_s = 0.0
+        self._num_resumed = 0
         self._trained: list[Totals] = []
         self._peak_pss_bytes: int | None = None
+        if earlier is not None:
+            self._go_on(earlier)
 
-    def add_epoch(self, *, step: int, lr: float, trained: Totals, evaluation: Evaluation | None) -> EpochMetrics:
+    @property
+    def best_top1(self) -> float | None:
+        """The best evaluation's; None: there was none yet."""
+        return max((row.eval_top1 for row in self.rows if row.eval_top1 is not None), default=None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, from which a later process goes on with this record."""
+        return {
+            "rows": [asdict(row) for row in self.rows],
+            "trained": [asdict(totals) for totals in self._trained],
+            "num_steps": self.num_steps,
+            "wall_s": self._wall_s(),
+            "num_resumed": self._num_resumed,
+            "peak_pss_bytes": self._peak_pss_bytes,
+        }
+
+    def add_epoch(self, *, step: int, trained: Totals, evaluation: Evaluation | None) -> EpochMetrics:
         """Records the next epoch; its row is in the file when this returns."""
+        self.num_steps = step
         row = EpochMetrics(
             epoch=len(self.rows) + 1,
             step=step,
-            lr=lr,
+            lr=trained.lr,
             train_loss=trained.loss,
             train_top1=trained.top1,
             eval_loss=evaluation.loss if evaluation else None,
@@ -122,7 +156,7 @@ class RunRecord:
         return {
             "train_samples_per_sec": num_samples / train_s if train_s else None,
             "eval_top1": evaluated[-1].eval_top1 if evaluated else None,
-            "best_top1": max((row.eval_top1 or 0.0 for row in evaluated), default=None),
+            "best_top1": self.best_top1,
             "eval_loss": evaluated[-1].eval_loss if evaluated else None,
             "eval_num_samples": evaluated[-1].eval_num_samples if evaluated else None,
             "data_wait_pct": 100 * wait_s / train_s if train_s else None,
@@ -130,9 +164,23 @@ class RunRecord:
             "peak_pss_mb": self._peak_pss_bytes / 1e6 if self._peak_pss_bytes else None,
             "cache_hit_pct": self.cache_hit_pct,
             "epochs": len(self.rows),
-            "steps": self.rows[-1].step if self.rows else 0,
-            "wall_s": self._clock() - self._start_s,
+            "steps": self.num_steps,
+            "wall_s": self._wall_s(),
+            "resumed": self._num_resumed,
         }
+
+    def _go_on(self, earlier: Mapping[str, Any]) -> None:
+        self.rows = [EpochMetrics(**row) for row in earlier["rows"]]
+        self.num_steps = earlier["num_steps"]
+        self._trained = [Totals(**totals) for totals in earlier["trained"]]
+        self._earlier_s = earlier["wall_s"]
+        self._num_resumed = earlier["num_resumed"] + 1
+        self._peak_pss_bytes = earlier["peak_pss_bytes"]
+        if self._write_csv:
+            self._rewrite_csv()  # a row later than the checkpoint is going to come again
+
+    def _wall_s(self) -> float:
+        return self._earlier_s + self._clock() - self._start_s
 
     def _conditions(self) -> dict[str, Any]:
         return {

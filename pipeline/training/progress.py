@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +13,11 @@ from tqdm import tqdm
 from pipeline.training.loop import Totals
 from pipeline.training.metrics import EpochMetrics
 
+_log = logging.getLogger(__name__)
+
 
 class Progress:
-    """Tells `stream` how training goes: an `Observer` of each epoch, and a line at its end."""
+    """Tells `stream` how training goes: an `Observer` of each epoch, and a line at its end, which is logged as well."""
 
     def __init__(self, stream: TextIO, *, num_epochs: int) -> None:
         self._stream = stream
@@ -24,11 +27,18 @@ class Progress:
         self._epoch = 0
         self._num_batches = 0
 
-    def start_epoch(self, epoch: int, *, num_batches: int) -> None:
-        """Begins epoch number `epoch`, counted from 1."""
+    def start_epoch(self, epoch: int, *, num_batches: int, num_done: int = 0) -> None:
+        """Begins epoch number `epoch`, counted from 1, of which an earlier part of the run did `num_done` batches."""
         self._epoch, self._num_batches = epoch, num_batches
         if self._on_terminal:
-            self._bar = tqdm(total=num_batches, desc=self._name(), unit="batch", file=self._stream, leave=False)
+            self._bar = tqdm(
+                total=num_batches,
+                initial=num_done,
+                desc=self._name(epoch),
+                unit="batch",
+                file=self._stream,
+                leave=False,
+            )
 
     def advance(self) -> None:
         """Another batch came."""
@@ -42,16 +52,18 @@ class Progress:
             self._bar.set_postfix_str(speeds)
         else:
             step = f"step {totals.num_steps:>{len(str(self._num_batches))}}/{self._num_batches}"
-            self._write(f"{self._name()}  {step}  {speeds}")
+            self._write(f"{self._name(self._epoch)}  {step}  {speeds}")
 
     def end_epoch(self, row: EpochMetrics) -> None:
-        """Closes the bar and writes the epoch's line."""
+        """Closes the bar, if one is open, and writes the epoch's line."""
         self.close()
         scores = f"top-1 {100 * row.train_top1:.1f} %"
         if row.eval_top1 is not None and row.eval_loss is not None:
             scores += f"  val loss {row.eval_loss:.3f}  val top-1 {100 * row.eval_top1:.1f} %"
         speeds = _speeds(row.train_samples_per_sec, row.data_wait_pct, row.train_loss)
-        self._write(f"{self._name()}  {speeds}  {scores}")
+        line = f"{self._name(row.epoch)}  {speeds}  {scores}"
+        self._write(line)
+        _log.info(line)
 
     def close(self) -> None:
         """Takes the bar off the terminal; may be called at any time."""
@@ -59,8 +71,8 @@ class Progress:
             self._bar.close()
             self._bar = None
 
-    def _name(self) -> str:
-        return f"epoch {self._epoch:>{len(str(self._num_epochs))}}/{self._num_epochs}"
+    def _name(self, epoch: int) -> str:
+        return f"epoch {epoch:>{len(str(self._num_epochs))}}/{self._num_epochs}"
 
     def _write(self, line: str) -> None:
         self._stream.write(line + "\n")

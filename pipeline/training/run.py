@@ -12,94 +12,93 @@ import torch
 from pipeline.build import Pipeline, build_pipeline
 from pipeline.config import Amp, ConfigError, ImageDtype, TrainConfig
 from pipeline.machine import num_cores
+from pipeline.main_script import refuse_while_importing
 from pipeline.model import build_model
-from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.compute import Compute, choose_device
 from pipeline.training.curves import draw_curves
 from pipeline.training.environment import plain
-from pipeline.training.evaluate import evaluate
-from pipeline.training.loop import Learner, train_epoch
+from pipeline.training.fit import Fit
+from pipeline.training.loop import Learner
 from pipeline.training.metrics import RunRecord
 from pipeline.training.optim import build_optimizer
-from pipeline.training.progress import Progress, closing_lines
+from pipeline.training.progress import closing_lines
+from pipeline.training.resume import checkpoint_to_continue
 from pipeline.training.schedule import build_schedule
+from pipeline.training.state import nothing_left, read_state
+from pipeline.training.stopping import StopSignals
 
 
 def train(cfg: TrainConfig, run_dir: Path) -> float:
     """Trains `cfg.model` on `cfg.data` and gives the last validation top-1, in [0, 1].
 
     Writes `metrics.csv`, `curves.png`, `checkpoints/last.pt`, `checkpoints/best.pt` and, however it ends,
-    `summary.json` into `run_dir`. Sets torch's seed and number of threads for the whole process.
+    `summary.json` into `run_dir`. With `cfg.resume` it goes on from `checkpoints/last.pt`, to the same weights and
+    metrics as a run that was never interrupted. Sets torch's seed and number of threads for the whole process, and
+    handles SIGINT and SIGTERM while it runs.
 
     Raises:
-        ConfigError: a setting is wrong, or wrong for this data.
+        ConfigError: a setting is wrong, or wrong for this data or for the run that is to be continued.
         RuntimeError: the loss is no longer finite, or no sample could be read.
+        Stopped: Ctrl-C or SIGTERM ended it early, a KeyboardInterrupt.
     """
-    with RunRecord(run_dir, config=plain(cfg), write_csv=cfg.logger.csv) as record:
-        torch.manual_seed(cfg.run.seed)
-        torch.set_num_threads(_num_threads(cfg))
-        compute = _compute(cfg)
-        with (
-            build_pipeline(cfg, split="train", device=compute.device, num_epochs=cfg.schedule.epochs) as train_pipeline,
-            build_pipeline(cfg, split="val", device=compute.device) as val_pipeline,
-        ):
-            num_classes = _num_classes(cfg, train_pipeline, val_pipeline)
-            _check_last_batch(cfg, train_pipeline)
-            sys.stderr.write(_opening_line(cfg, compute, num_classes, train_pipeline, val_pipeline) + "\n")
-            learner = _learner(cfg, compute, num_classes=num_classes, steps_per_epoch=len(train_pipeline))
-            _fit(cfg, learner, train_pipeline, val_pipeline, record, run_dir)
-            record.cache_hit_pct = train_pipeline.stats().get("cache_hit_pct")
+    refuse_while_importing("train")
+    last = checkpoint_to_continue(cfg, run_dir)
+    earlier = read_state(last, cfg) if last is not None else None
+    if earlier is not None and (line := nothing_left(earlier, cfg, run_dir)) is not None:
+        sys.stderr.write(line + "\n")
+        return float(earlier["top1"])
+    with (
+        StopSignals() as stop,
+        RunRecord(
+            run_dir, config=plain(cfg), write_csv=cfg.logger.csv, earlier=earlier["record"] if earlier else None
+        ) as record,
+    ):
+        _train(cfg, run_dir, record, stop, earlier)
         if cfg.logger.plot:
             draw_curves(record.rows, run_dir / "curves.png")
     sys.stdout.write(closing_lines(record.summary, run_dir))
     return float(record.summary["eval_top1"])
 
 
-def _fit(
-    cfg: TrainConfig,
-    learner: Learner,
-    train_pipeline: Pipeline,
-    val_pipeline: Pipeline,
-    record: RunRecord,
-    run_dir: Path,
+def _train(
+    cfg: TrainConfig, run_dir: Path, record: RunRecord, stop: StopSignals, earlier: dict[str, Any] | None
 ) -> None:
-    """Epoch by epoch: train, evaluate, record, save."""
-    progress = Progress(sys.stderr, num_epochs=cfg.schedule.epochs)
-    best_top1 = -1.0
-    for epoch in range(1, cfg.schedule.epochs + 1):
-        lr = learner.lr
-        progress.start_epoch(epoch, num_batches=len(train_pipeline))
-        try:
-            trained = train_epoch(
-                learner,
-                train_pipeline,
-                observer=progress,
-                every_steps=cfg.logger.every_steps,
-                max_steps=cfg.run.max_steps,
-            )
-        finally:
-            progress.close()
-        is_stopped = learner.num_steps == cfg.run.max_steps
-        is_last = is_stopped or epoch == cfg.schedule.epochs
-        evaluation = None
-        if is_last or epoch % cfg.run.eval_every == 0:
-            evaluation = evaluate(learner.model, val_pipeline, compute=learner.compute)
-        progress.end_epoch(record.add_epoch(step=learner.num_steps, lr=lr, trained=trained, evaluation=evaluation))
-        state = _state(cfg, learner, train_pipeline, epoch=epoch)
-        save_checkpoint(run_dir / "checkpoints" / "last.pt", state)
-        if evaluation is not None and evaluation.top1 > best_top1:
-            best_top1 = evaluation.top1
-            save_checkpoint(run_dir / "checkpoints" / "best.pt", state)
-        if is_stopped:
-            all_steps = cfg.schedule.epochs * len(train_pipeline)
-            record.status = "stopped" if learner.num_steps < all_steps else "completed"
-            return
+    """Builds everything, begins or goes on from `earlier`, and runs the epochs."""
+    torch.manual_seed(cfg.run.seed)
+    torch.set_num_threads(_num_threads(cfg, earlier))
+    compute = _compute(cfg)
+    with (
+        build_pipeline(cfg, split="train", device=compute.device, num_epochs=cfg.schedule.epochs) as train_pipeline,
+        build_pipeline(cfg, split="val", device=compute.device) as val_pipeline,
+    ):
+        num_classes = _num_classes(cfg, train_pipeline, val_pipeline)
+        _check_last_batch(cfg, train_pipeline)
+        sys.stderr.write(_opening_line(cfg, compute, num_classes, train_pipeline, val_pipeline) + "\n")
+        fit = Fit(
+            cfg=cfg,
+            learner=_learner(cfg, compute, num_classes=num_classes, steps_per_epoch=len(train_pipeline)),
+            train_pipeline=train_pipeline,
+            val_pipeline=val_pipeline,
+            record=record,
+            stop=stop,
+            run_dir=run_dir,
+        )
+        if earlier is not None:
+            fit.go_on(earlier)
+            sys.stderr.write(f"continuing {run_dir} after step {earlier['step']}, in epoch {earlier['epoch']}\n")
+        elif cfg.resume is not None:
+            sys.stderr.write(f"{run_dir} has no checkpoint yet: the run begins\n")
+        stop.defer()
+        fit.run()
+        record.cache_hit_pct = train_pipeline.stats().get("cache_hit_pct")
 
 
-def _num_threads(cfg: TrainConfig) -> int:
-    """`run.num_threads`, or the cores that the loader's workers leave, at least 1."""
+def _num_threads(cfg: TrainConfig, earlier: dict[str, Any] | None) -> int:
+    """`run.num_threads`, or as many as `earlier` had, or the cores that the loader's workers leave, at least 1."""
     if cfg.run.num_threads is not None:
         return cfg.run.num_threads
+    if earlier is not None:
+        return int(earlier["num_threads"])  # the workers may be others now, and the sums have to stay the same
     cores = num_cores()
     return max(1, cores - cfg.loader.resolved_num_workers(cores))
 
@@ -157,21 +156,6 @@ def _learner(cfg: TrainConfig, compute: Compute, *, num_classes: int, steps_per_
     )
 
 
-def _state(cfg: TrainConfig, learner: Learner, pipeline: Pipeline, *, epoch: int) -> dict[str, Any]:
-    """What a checkpoint holds: all that going on after `epoch`, or using the model elsewhere, needs."""
-    return {
-        "model": learner.model.state_dict(),
-        "optimizer": learner.optimizer.state_dict(),
-        "scheduler": learner.scheduler.state_dict(),
-        "loader": pipeline.state_dict(),
-        "epoch": epoch,
-        "step": learner.num_steps,
-        "preprocessing": plain(cfg.transforms.evaluation()),
-        "class_names": list(pipeline.source.class_names),
-        "config": plain(cfg),
-    }
-
-
 def _check_last_batch(cfg: TrainConfig, train_pipeline: Pipeline) -> None:
     """Refuses a last batch of one small image: after five halvings batch normalisation has one value a channel."""
     is_alone = train_pipeline.num_samples % cfg.loader.batch_size == 1 and not cfg.loader.drop_last
@@ -190,7 +174,7 @@ def _opening_line(
     line = (
         f"{train_pipeline.num_samples:,} training and {val_pipeline.num_samples:,} validation images, "
         f"{_sample_of(train_pipeline.source.class_names or range(num_classes))} classes; "
-        f"{cfg.model.name} on {compute.device}, {train_pipeline.num_workers} loader threads"
+        f"{cfg.model.name} on {compute.device}, {train_pipeline.num_workers} loader workers"
     )
     unseen = np.setdiff1d(val_pipeline.source.labels, train_pipeline.source.labels)
     if len(unseen):

@@ -1,0 +1,139 @@
+"""The epochs of a run: train, evaluate, record, save; and where it stops when it is asked to."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.build import Pipeline
+from pipeline.config import TrainConfig
+from pipeline.training.checkpoint import discard_partial, save_checkpoint
+from pipeline.training.evaluate import evaluate
+from pipeline.training.loop import Learner, Totals, train_epoch
+from pipeline.training.metrics import RunRecord
+from pipeline.training.progress import Progress
+from pipeline.training.resume import LAST
+from pipeline.training.state import restore, take_state
+from pipeline.training.stopping import Stopped, StopSignals
+
+BEST = LAST.with_name("best.pt")
+
+
+@dataclass(slots=True, kw_only=True)
+class Fit:
+    """The parts of a run, at its beginning or as a checkpoint left them.
+
+    `unfinished` are the totals of the epoch after the record's last row, as far as it was trained; None: not at all.
+    """
+
+    cfg: TrainConfig
+    learner: Learner
+    train_pipeline: Pipeline
+    val_pipeline: Pipeline
+    record: RunRecord
+    stop: StopSignals
+    run_dir: Path
+    unfinished: Totals | None = None
+
+    def go_on(self, earlier: dict[str, Any]) -> None:
+        """Takes the place of the run that left the state `earlier`; `record` has done so already.
+
+        Raises:
+            ConfigError: the data is not what that run was trained on.
+        """
+        restore(earlier, self.learner, self.train_pipeline)
+        discard_partial((self.run_dir / LAST).parent)
+        if earlier["unfinished"] is not None:
+            self.unfinished = Totals(**earlier["unfinished"])
+
+    def run(self) -> None:
+        """Runs the epochs that are left.
+
+        Raises:
+            Stopped: a signal came; `checkpoints/last.pt` is of the step it names.
+        """
+        num_epochs = self.cfg.schedule.epochs
+        progress = Progress(sys.stderr, num_epochs=num_epochs)
+        for epoch in range(len(self.record.rows) + 1, num_epochs + 1):
+            self._run_epoch(epoch, progress)
+            if self.record.status == "stopped":
+                return
+            if epoch < num_epochs:  # a run that is complete has nothing to stop
+                self.stop.check(step=self.learner.num_steps)
+
+    def _run_epoch(self, epoch: int, progress: Progress) -> None:
+        trained = self._train(epoch, progress)
+        is_last = epoch == self.cfg.schedule.epochs
+        is_cut = self._is_at_max_steps and not (is_last and self._is_whole(trained))
+        # What to go on from if this epoch gets no row, or one that a run with more steps would not have.
+        pending = self._state(epoch, unfinished=trained)
+        evaluation = None
+        try:
+            self.stop.check()
+            if is_last or is_cut or epoch % self.cfg.run.eval_every == 0:
+                evaluation = evaluate(
+                    self.learner.model, self.stop.checked(self.val_pipeline), compute=self.learner.compute
+                )
+        except Stopped as stopped:
+            self._save(LAST, pending)
+            stopped.step = self.learner.num_steps
+            raise
+        best_top1 = self.record.best_top1
+        progress.end_epoch(self.record.add_epoch(step=self.learner.num_steps, trained=trained, evaluation=evaluation))
+        state = pending if is_cut else self._state(epoch)
+        if evaluation is not None:
+            state["top1"] = evaluation.top1
+            if best_top1 is None or evaluation.top1 > best_top1:
+                self._save(BEST, state)  # before the last: a run killed in between evaluates again, and saves both
+        self._save(LAST, state)
+        if is_cut:
+            self.record.status = "stopped"
+
+    def _train(self, epoch: int, progress: Progress) -> Totals:
+        """Trains what is left of `epoch`, or of the run's steps, or what can be done before a signal."""
+        earlier, self.unfinished = self.unfinished, None
+        if earlier is not None and (self._is_whole(earlier) or self._is_at_max_steps):
+            return earlier
+
+        def after_batch(totals: Callable[[], Totals]) -> bool:
+            if self.stop.is_asked or self._is_at_max_steps:
+                return True
+            if self._is_time_to_save:
+                self._save(LAST, self._state(epoch, unfinished=totals()))
+            return False
+
+        num_done = earlier.num_batches if earlier is not None else 0
+        progress.start_epoch(epoch, num_batches=len(self.train_pipeline), num_done=num_done)
+        try:
+            return train_epoch(
+                self.learner,
+                self.train_pipeline,
+                observer=progress,
+                every_steps=self.cfg.logger.every_steps,
+                earlier=earlier,
+                after_batch=after_batch,
+            )
+        finally:
+            progress.close()
+
+    def _is_whole(self, trained: Totals) -> bool:
+        return trained.num_batches == len(self.train_pipeline)
+
+    @property
+    def _is_at_max_steps(self) -> bool:
+        return self.learner.num_steps == self.cfg.run.max_steps
+
+    @property
+    def _is_time_to_save(self) -> bool:
+        every_steps = self.cfg.run.save_every_steps
+        return every_steps is not None and self.learner.num_steps % every_steps == 0
+
+    def _state(self, epoch: int, *, unfinished: Totals | None = None) -> dict[str, Any]:
+        self.record.num_steps = self.learner.num_steps
+        return take_state(self.cfg, self.learner, self.train_pipeline, self.record, epoch=epoch, unfinished=unfinished)
+
+    def _save(self, name: Path, state: dict[str, Any]) -> None:
+        save_checkpoint(self.run_dir / name, state)
