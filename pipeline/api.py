@@ -150,9 +150,6 @@ def create_dataloader(
     prefetch_to = "none" if prefetch_device is None else torch.device(prefetch_device).type
     keeps_some = cache_size > 0 and preload != "ram"  # a whole preload needs no policy
     rank, world_size = _ranks(rank, world_size)
-    source = FileSource(data_paths, labels)
-    if len(source) == 0:
-        raise ValueError("data_paths is empty; look at the pattern or directory that it was made from")
     config = PipelineConfig(
         data=Data(on_error=choice("data.on_error", on_error, OnError), max_bad_fraction=max_bad_fraction),
         cache=Cache(
@@ -177,7 +174,7 @@ def create_dataloader(
         seed=seed,
     )
     return assemble(
-        source,
+        _file_source(data_paths, labels),  # given away: with worker processes it is copied, and let go
         config,
         transforms=transforms,
         sampler=config.loader.sampler,
@@ -190,6 +187,13 @@ def create_dataloader(
         memory_format=memory_format,
         pin_memory=pin_memory,
     )
+
+
+def _file_source(data_paths: Sequence[str | PathLike[str]], labels: ArrayLike) -> FileSource:
+    source = FileSource(data_paths, labels)
+    if len(source) == 0:
+        raise ValueError("data_paths is empty; look at the pattern or directory that it was made from")
+    return source
 
 
 def _refuse_unfinished(**given: tuple[object, object]) -> None:

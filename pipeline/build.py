@@ -19,7 +19,7 @@ from pipeline.loader.batch import Batch
 from pipeline.loader.loader import Loader
 from pipeline.loader.order import Order
 from pipeline.loader.sample import MakeSample
-from pipeline.machine import num_cores
+from pipeline.machine import num_cores, release_freed_memory
 from pipeline.main_script import refuse_while_importing
 from pipeline.pickling import check_picklable
 from pipeline.prefetch import BatchStage, PrefetchLoader, streams_for
@@ -154,9 +154,8 @@ def build_pipeline(
     """
     training = split == "train"
     transforms = config.transforms.resolved() if training else config.transforms.evaluation()
-    source = open_source(config.data, split)
     return assemble(
-        source,
+        open_source(config.data, split),  # given away: with worker processes it is copied, and let go
         config,
         transforms=transforms,
         sampler=config.loader.sampler if training else SamplerName.sequential,
@@ -215,6 +214,7 @@ def assemble(
         arena = None
         if backend is Backend.processes:
             source, arena = _in_shared_memory(source, resources)
+            release_freed_memory()  # of the original, which is gone now
         store = build_store(
             source,
             config.cache,
@@ -275,8 +275,9 @@ def _in_shared_memory(source: Source, resources: ExitStack) -> tuple[Source, Are
 
     check_picklable(source, "source", 'use backend="threads"')
     arena = Arena()
-    resources.callback(arena.close)
     shared: Source = arena.load(arena.store(source))
+    resources.close()  # all there is yet is the original's
+    resources.callback(arena.close)
     if hasattr(shared, "close"):
         resources.callback(shared.close)
     return shared, arena

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 PROC_VMSTAT = Path("/proc/vmstat")
@@ -38,6 +40,14 @@ def available_bytes(*, proc_cgroup: Path = PROC_CGROUP, cgroup_root: Path = CGRO
             if room is not None:
                 rooms.append(room)
     return max(0, min(rooms))
+
+
+def release_freed_memory() -> None:
+    """Give memory that was freed back to the system. glibc keeps it otherwise: 50 MB after a million paths."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries give back by themselves
+        if trim is not None:
+            trim(0)
 
 
 def oom_kills(*, proc_cgroup: Path = PROC_CGROUP, cgroup_root: Path = CGROUP_ROOT) -> int | None:

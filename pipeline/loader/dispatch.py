@@ -15,7 +15,7 @@ from pipeline.loader.deaths import DEATHS_ALONE, Deaths
 from pipeline.loader.errors import WorkerDiedError, WorkerStalledError
 from pipeline.loader.hands import Hands, InHand
 from pipeline.loader.job import Task
-from pipeline.loader.wire import Done, Hello, Ready, Ring, Unable, Work
+from pipeline.loader.wire import Done, Failure, Hello, Ready, Ring, Unable, Work
 from pipeline.loader.worker_process import Death, WorkerProcess
 from pipeline.machine import oom_kills
 from pipeline.stats import StageClock
@@ -195,13 +195,13 @@ class Dispatcher:
             if self._accused:
                 self._acquit(task)
             if message.failure is not None:
-                task.job.failures.append(message.failure)
+                task.job.failures.append((message.failure.row, _noted(message.failure)))
             task.job.finish_task()
         elif isinstance(message, Ready):
             worker.is_ready = True
             worker.rss_bytes = message.rss_bytes
         elif isinstance(message, Unable):
-            raise message.error
+            raise _noted(message.failure)
 
     def _acquit(self, task: Task) -> None:
         for id in task.job.ids[task.start : task.stop]:
@@ -321,6 +321,11 @@ class Dispatcher:
             f"{text}\nThat is longer than loader.stall_timeout_s={self._crew.stall_timeout_s:g}; "
             f"raise it if such samples are expected. Its stacks:\n{stacks or '(it did not answer)'}"
         )
+
+
+def _noted(failure: Failure) -> BaseException:
+    failure.error.__notes__ = failure.notes
+    return failure.error
 
 
 def _next_wanted(queue: deque[tuple[RingFile, Task]]) -> tuple[RingFile, Task] | None:

@@ -59,16 +59,25 @@ class Ready(NamedTuple):
 
 
 class Unable(NamedTuple):
-    """The worker cannot start; `error` says why."""
+    """The worker cannot start."""
 
+    failure: Failure
+
+
+class Failure(NamedTuple):
+    """A row that could not be made, and why."""
+
+    row: int
     error: BaseException
+    notes: list[str]
+    """Of the error; beside it, for many classes lose them when they are pickled."""
 
 
 class Done(NamedTuple):
     """A work's rows are made, up to the one that failed."""
 
     ticket: int
-    failure: tuple[int, BaseException] | None
+    failure: Failure | None
     clock: tuple[dict[str, float], dict[str, int]]
     """Seconds and calls per stage since the last message."""
     rss_bytes: int

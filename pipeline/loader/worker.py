@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pipeline.loader.hands import Hands
 from pipeline.loader.job import SampleFunction
 from pipeline.loader.sample import MakeSample  # noqa: F401  # import decoders while the loader is still at work
-from pipeline.loader.wire import Connection, Done, Hello, Ready, Ring, Unable, Work
+from pipeline.loader.wire import Connection, Done, Failure, Hello, Ready, Ring, Unable, Work
 from pipeline.main_script import import_main_script
 from pipeline.shared import Arena, map_file
 from pipeline.stats import Stats
@@ -124,9 +124,7 @@ def _work(
         os._exit(1)
 
 
-def _make_rows(
-    slots: Slots, work: Work, sample: SampleFunction, hands: Hands, hand: int
-) -> tuple[int, BaseException] | None:
+def _make_rows(slots: Slots, work: Work, sample: SampleFunction, hands: Hands, hand: int) -> Failure | None:
     rows = slots.rows(work.slot, work.row, len(work.ids))
     row = 0
     try:
@@ -135,14 +133,15 @@ def _make_rows(
             sample(work.ids[row], work.draws[row], rows[row])
             row += 1
     except BaseException as error:
-        return work.row + row, _portable(error)
+        return _portable(error)._replace(row=work.row + row)
     finally:
         hands.drop(hand)
     return None
 
 
-def _portable(error: BaseException) -> BaseException:
+def _portable(error: BaseException) -> Failure:
     """`error` if pickling keeps it what it is, else a RuntimeError with its words; its traceback as a note."""
+    notes = [str(note) for note in getattr(error, "__notes__", ())]
     where = "".join(traceback.format_tb(error.__traceback__)).rstrip()
     error.__traceback__ = error.__cause__ = error.__context__ = None
     try:
@@ -151,12 +150,8 @@ def _portable(error: BaseException) -> BaseException:
     except Exception:  # an exception class can do anything in there
         faithful = False
     if not faithful:
-        notes = getattr(error, "__notes__", ())
         error = RuntimeError(f"{type(error).__name__}: {_words(error)}")
-        for note in notes:
-            error.add_note(note)
-    error.add_note(f"in worker process {os.getpid()}:\n{where}")
-    return error
+    return Failure(0, error, [*notes, f"in worker process {os.getpid()}:\n{where}"])
 
 
 def _words(error: BaseException) -> str:

@@ -92,7 +92,10 @@ class WorkerProcess:
             raise
         try:
             self.pidfd = _open_pidfd(self.pid)
-            self.connection.send(hello, [*fds, self._report_fd])
+            try:
+                self.connection.send(hello, [*fds, self._report_fd])
+            except OSError:  # killed already; its end is heard of like any other
+                self.kill()
         except BaseException:
             self.kill()
             self.reap()
