@@ -9,6 +9,7 @@ import pytest
 import torch
 from contracts import worker_threads
 from fakes import write_jpegs
+from watching import Fifo, children, fifo, shared_descriptors
 
 
 @pytest.fixture(scope="session")
@@ -26,11 +27,28 @@ def broken_jpeg(tmp_path_factory: pytest.TempPathFactory, jpegs: list[Path]) -> 
     return path
 
 
+@pytest.fixture
+def told(tmp_path: Path) -> Iterator[Fifo]:
+    """Where samples tell what they do."""
+    with fifo(tmp_path / "told") as made:
+        yield made
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Fifo]:
+    """Where samples wait; all of them are let through when the test is over."""
+    with fifo(tmp_path / "gate") as made:
+        yield made
+        made.let_through(1000)
+
+
 @pytest.fixture(autouse=True)
-def _no_thread_is_left_behind() -> Iterator[None]:
-    before = worker_threads()
+def _nothing_is_left_behind() -> Iterator[None]:
+    threads, processes, descriptors = worker_threads(), children(), shared_descriptors()
     yield
-    assert worker_threads() <= before, "the test left worker threads behind"
+    assert worker_threads() <= threads, "the test left worker threads behind"
+    assert children() <= processes, "the test left child processes behind"
+    assert shared_descriptors() <= descriptors, "the test left descriptors behind"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

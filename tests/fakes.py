@@ -6,14 +6,19 @@ import io
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from samples import named
 
 from pipeline.loader.executors import Executor, SerialExecutor, ThreadExecutor
 from pipeline.loader.loader import Loader
 from pipeline.loader.order import Order
+from pipeline.loader.processes import ProcessExecutor
 from pipeline.sampler import Sampler, ShuffleSampler
+from pipeline.shared import Arena
+from pipeline.stats import Stats
 
 ROW_SHAPE = (2, 2, 3)
 
@@ -61,9 +66,53 @@ class Gates:
         self._events[id].set()
 
 
+class OwnProcesses(ProcessExecutor):
+    """Worker processes with an arena of their own, closed with them."""
+
+    def __init__(self, sample: Callable[..., None], *, stats: Stats, **options: Any) -> None:
+        self._arena = Arena()
+        super().__init__(sample, self._arena, stats=stats, **options)
+
+    def close(self, limit_s: float | None = None) -> None:
+        super().close(limit_s)
+        self._arena.close()
+
+
+def make_executor(
+    sample: Callable[..., None],
+    stats: Stats,
+    *,
+    backend: str,
+    num_workers: int,
+    in_flight: int,
+    where: Callable[[int], str] = named,
+    stall_timeout_s: float = 300.0,
+    threads_per_worker: int = 1,
+    max_restarts: int = 3,
+) -> Executor:
+    """What `backend` and `num_workers` stand for."""
+    if num_workers == 0:
+        return SerialExecutor(sample)
+    if backend == "threads":
+        return ThreadExecutor(
+            sample, num_workers=num_workers, in_flight=in_flight, where=where, stall_timeout_s=stall_timeout_s
+        )
+    return OwnProcesses(
+        sample,
+        stats=stats,
+        num_workers=num_workers,
+        threads_per_worker=threads_per_worker,
+        in_flight=in_flight,
+        where=where,
+        max_restarts=max_restarts,
+        stall_timeout_s=stall_timeout_s,
+    )
+
+
 def make_loader(
     sample: Callable[..., None],
     *,
+    backend: str = "threads",
     num_samples: int = 20,
     batch_size: int = 4,
     num_workers: int = 0,
@@ -75,11 +124,14 @@ def make_loader(
     drop_last: bool = False,
     read_ahead: bool = False,
     num_epochs: int | None = None,
+    row_shape: tuple[int, ...] = ROW_SHAPE,
+    **options: Any,
 ) -> Loader:
-    """A loader of 2x2 float images over `sample`."""
-    executor: Executor = SerialExecutor(sample)
-    if num_workers:
-        executor = ThreadExecutor(sample, num_workers=num_workers, in_flight=prefetch_factor)
+    """A loader of small float images over `sample`; `options` are `make_executor`'s."""
+    stats = Stats()
+    executor = make_executor(
+        sample, stats, backend=backend, num_workers=num_workers, in_flight=prefetch_factor, **options
+    )
     order = Order(
         sampler=sampler or ShuffleSampler(num_samples, seed),
         labels=np.arange(num_samples) * 10,
@@ -92,7 +144,13 @@ def make_loader(
         fingerprint=lambda: f"fake-{num_samples}",
     )
     return Loader(
-        order, executor, row_shape=ROW_SHAPE, row_dtype=np.float32, read_ahead=read_ahead, num_epochs=num_epochs
+        order,
+        executor,
+        row_shape=row_shape,
+        row_dtype=np.float32,
+        read_ahead=read_ahead,
+        num_epochs=num_epochs,
+        stats=stats,
     )
 
 

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import os
+import json
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from contracts import digest
-from fakes import FakeSample, jpeg_bytes, make_loader, photo
+from fakes import jpeg_bytes, make_loader, photo
+from samples import Painted
+from watching import SOAK, TESTS, run_script
 
 from pipeline.decode import Scratch, decode, inspect
-
-FULL = os.environ.get("HEADRACE_SOAK") == "1"
 
 pytestmark = pytest.mark.soak
 
 
 def length(full: int, *, short: int) -> int:
-    return full if FULL else short
+    return full if SOAK else short
 
 
 def mutated(data: bytes, other: bytes, random: np.random.Generator) -> bytes:
@@ -51,11 +52,12 @@ def test_a_mutated_jpeg_is_an_image_or_a_named_error() -> None:
     assert count / 10 < refused < count
 
 
-@pytest.mark.parametrize("num_workers", [0, 3])
-def test_batches_held_and_dropped_at_random_never_change(num_workers: int) -> None:
+@pytest.mark.parametrize(("backend", "num_workers"), [("threads", 0), ("threads", 3), ("processes", 2)])
+def test_batches_held_and_dropped_at_random_never_change(backend: str, num_workers: int) -> None:
     random = np.random.default_rng(num_workers)
     held: deque[tuple[Any, str]] = deque()
-    with make_loader(FakeSample(), num_samples=97, num_workers=num_workers, read_ahead=True) as loader:
+    options = {"num_samples": 97, "backend": backend, "num_workers": num_workers, "read_ahead": True}
+    with make_loader(Painted(), **options) as loader:
         seen = 0
         while seen < length(20_000, short=1_000):
             for batch in loader:
@@ -74,3 +76,15 @@ def test_batches_held_and_dropped_at_random_never_change(num_workers: int) -> No
                 loader.load_state_dict(loader.state_dict())
         assert loader._ring.num_slots <= 2 * 2 + 2
     assert all(digest(kept) == then for kept, then in held)
+
+
+def test_very_many_records_cost_their_packed_index_once_and_nothing_more_later(tmp_path: Path) -> None:
+    text = (TESTS / "many_records.py").read_text()
+    few, many = (
+        [json.loads(line) for line in run_script(tmp_path, text, count, limit_s=1500).splitlines()]
+        for count in (1_000, length(1_000_000, short=30_000))
+    )
+    index_bytes, slot_bytes = many[0]["index_bytes"], many[0]["slot_bytes"]
+    for epoch in many:
+        assert epoch["pss_bytes"] < few[0]["pss_bytes"] + 1.2 * index_bytes + slot_bytes
+    assert many[2]["pss_bytes"] < 1.02 * many[0]["pss_bytes"]
