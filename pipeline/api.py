@@ -98,8 +98,10 @@ def create_dataloader(
         pin_memory: put batches in page-locked memory; nothing happens without CUDA.
         prefetch_device: yield batches that are already on this device.
         transform: your own callable, from a `PIL.Image` (RGB, upright) to a (3, H, W) tensor or array, instead of all
-            built-in transforms: `img_size`, `decode` and `resize` mean nothing to it. Runs in worker processes, where
-            `random`, `numpy.random` and torch are seeded for every sample. It is tried on one image at once.
+            built-in transforms; of `augment` only the bools may stand beside it, for `shuffle`. In worker processes,
+            and with `num_workers=0`, `random`, `numpy.random` and torch are seeded for every sample; threads cannot do
+            that. It is tried on one image at once. If your script defines it, keep the rest of the script under
+            `if __name__ == "__main__"`.
         backend: "threads", "processes", or "auto": processes for a `transform` and for a CUDA `prefetch_device`.
         threads_per_worker: threads in each worker process.
         prefetch_factor: batches in flight beyond the one the loop holds.
@@ -125,10 +127,12 @@ def create_dataloader(
     """
     refuse_while_importing("create_dataloader")
     _refuse_unfinished(quarantine=(quarantine, None))
-    if transform is not None and (isinstance(augment, str) or resize is not None or decode != "full"):
-        raise ValueError(
-            "transform replaces the built-in transforms; leave out what stands beside it: "
-            f"augment={augment!r}, resize={resize!r}, decode={decode!r}"
+    if transform is not None:
+        _refuse_beside_transform(
+            augment=isinstance(augment, str),
+            img_size=img_size != 224,
+            resize=resize is not None,
+            decode=decode != "full",
         )
     if isinstance(augment, bool):
         augment = "standard" if augment else "none"
@@ -187,6 +191,12 @@ def create_dataloader(
         memory_format=memory_format,
         pin_memory=pin_memory,
     )
+
+
+def _refuse_beside_transform(**given: bool) -> None:
+    names = [name for name, is_given in given.items() if is_given]
+    if names:
+        raise ValueError(f"transform replaces the built-in transforms; leave out {' and '.join(names)} beside it")
 
 
 def _file_source(data_paths: Sequence[str | PathLike[str]], labels: ArrayLike) -> FileSource:

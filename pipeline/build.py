@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -16,7 +16,7 @@ from pipeline.build_transform import build_transform
 from pipeline.config import Backend, PipelineConfig, SamplerName, Transforms
 from pipeline.config.checks import ConfigError
 from pipeline.loader.batch import Batch
-from pipeline.loader.loader import Loader
+from pipeline.loader.loader import EXIT_LIMIT_S, Loader
 from pipeline.loader.order import Order
 from pipeline.loader.sample import MakeSample
 from pipeline.machine import num_cores, release_freed_memory
@@ -192,6 +192,10 @@ def assemble(
     refuse_while_importing("a pipeline")
     prefetch_device = _prefetch_device(config, device)
     on_device = prefetch_device is not None and prefetch_device.type != "cpu"
+    # For a user who copies to the device himself: pages of torch's own allocator, never slots of ours.
+    pins = pin_memory and not on_device and torch.cuda.is_available()
+    if pins:
+        prefetch_device = torch.device("cpu")
     streams = streams_for(prefetch_device) if on_device and prefetch_device is not None else None  # or refuse at once
     num_workers = config.loader.resolved_num_workers(num_cores())
     backend = resolve_backend(config.loader, prefers_processes=on_device or function is not None)
@@ -210,10 +214,10 @@ def assemble(
             loader=config.loader,
             prefetches=prefetch_device is not None,
         )
-        check_memory(config, transform)
+        slots_bytes = check_memory(config, transform)
         arena = None
         if backend is Backend.processes:
-            source, arena = _in_shared_memory(source, resources)
+            source, arena = _in_shared_memory(source, resources, reserved_bytes=slots_bytes)
             release_freed_memory()  # of the original, which is gone now
         store = build_store(
             source,
@@ -236,11 +240,11 @@ def assemble(
             rank=rank,
             world_size=world_size,
             drop_last=drop_last,
-            fingerprint=partial(order_fingerprint, source, sampler, transforms, function),
+            fingerprint=cache(partial(order_fingerprint, source, sampler, transforms, function)),
         )
         sample = MakeSample(store.load, transform, where=source.where, stats=stats)
         executor = build_executor(config.loader, sample, arena, where=source.where, stats=stats)
-        resources.callback(executor.close)
+        resources.callback(executor.close, EXIT_LIMIT_S)
         loader = Loader(
             order,
             executor,
@@ -251,10 +255,8 @@ def assemble(
             num_epochs=num_epochs,
             stats=stats,
         )
-        stage = _device_stage(config, transforms, on_device=on_device and function is None)
-        if pin_memory and not on_device and torch.cuda.is_available():
-            # For a user who copies to the device himself: pages of torch's own allocator, never slots of ours.
-            prefetch_device, stage = torch.device("cpu"), Batch.pin_memory
+        normalises = on_device and function is None
+        stage = Batch.pin_memory if pins else _device_stage(config, transforms, on_device=normalises)
         prefetcher = None
         if prefetch_device is not None:
             prefetcher = PrefetchLoader(
@@ -269,12 +271,12 @@ def assemble(
     )
 
 
-def _in_shared_memory(source: Source, resources: ExitStack) -> tuple[Source, Arena]:
+def _in_shared_memory(source: Source, resources: ExitStack, *, reserved_bytes: int) -> tuple[Source, Arena]:
     """A copy of `source` whose arrays lie in memory that worker processes map; nothing here refers to the original."""
     from pipeline.shared import Arena  # not above: it needs what Windows lacks
 
     check_picklable(source, "source", 'use backend="threads"')
-    arena = Arena()
+    arena = Arena(reserved_bytes=reserved_bytes)
     shared: Source = arena.load(arena.store(source))
     resources.close()  # all there is yet is the original's
     resources.callback(arena.close)

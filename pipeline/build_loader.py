@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 def resolve_backend(config: LoaderConfig, *, prefers_processes: bool) -> Backend:
     """`threads` or `processes`; `auto` takes processes where the run prefers them and they can be had.
 
-    Without workers it is `threads`, of which there are none. Raises ConfigError for what cannot be.
+    Without workers it is `threads`, of which there are none: how workers would be does not matter then, so that
+    `loader.num_workers=0,4` can be swept. Raises ConfigError for what cannot be.
     """
     if config.resolved_num_workers(num_cores()) == 0:
         return Backend.threads
@@ -77,8 +78,8 @@ def build_executor(
     )
 
 
-def check_memory(config: PipelineConfig, transform: Transform) -> None:
-    """Refuse slots that this machine, or its control group, has no room for. ConfigError says by how much and why."""
+def check_memory(config: PipelineConfig, transform: Transform) -> int:
+    """The bytes that slots will take. ConfigError if this machine, or its control group, has no room for them."""
     in_flight = config.loader.prefetch_factor if config.loader.resolved_num_workers(num_cores()) else 1
     a_slot = slot_bytes(transform.row_shape, transform.row_dtype, config.loader.batch_size)
     needed, available = a_slot * max_slots(in_flight), available_bytes()
@@ -88,3 +89,4 @@ def check_memory(config: PipelineConfig, transform: Transform) -> None:
             f"images of {prod(transform.row_shape) * transform.row_dtype.itemsize:,} bytes) and {available:,} are "
             "available; lower loader.batch_size, loader.prefetch_factor or transforms.size"
         )
+    return needed

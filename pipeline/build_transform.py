@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,9 @@ def build_transform(
     from pipeline.transforms.callables import CallableTransform, Seeding, probe  # seldom wanted
 
     _check_callable(function, backend)
-    probed = probe(function, _first_image(source, options.max_side), memory_format=memory_format)
+    # Tried on a copy where one will be sent: what a call leaves in it, a lock or a handle, must not travel.
+    tried = pickle.loads(pickle.dumps(function)) if backend is Backend.processes else function
+    probed = probe(tried, _first_image(source, options.max_side), memory_format=memory_format)
     if backend is Backend.processes:
         if probed.draws_globally and loader.threads_per_worker > 1:
             raise ConfigError(

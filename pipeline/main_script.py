@@ -52,7 +52,9 @@ def main_script_of(value: object) -> MainScript | None:
         Exception: `value` cannot be pickled; `pickling.check_picklable` says it better.
     """
     # Read from the pickle itself: what it names is what unpickling will look up, however it came to be named.
-    needed = tuple(name for module, name in _globals_in(pickle.dumps(value, 5)) if module in _NAMES)
+    needed = tuple(
+        name for module, name in _globals_in(pickle.dumps(value, 5, buffer_callback=_leave_out)) if module in _NAMES
+    )
     if not needed:
         return None
     main = sys.modules["__main__"]
@@ -66,6 +68,11 @@ def main_script_of(value: object) -> MainScript | None:
             "interactive session or on the command line; move it to a module"
         )
     return MainScript(path, module, needed, tuple(sys.argv), tuple(sys.path))
+
+
+def _leave_out(_: pickle.PickleBuffer) -> bool:
+    """Large buffers name nothing, and need not be copied."""
+    return False
 
 
 def _globals_in(pickled: bytes) -> Iterator[tuple[str, str]]:

@@ -34,15 +34,17 @@ def anonymous_file(name: str, size_bytes: int) -> int:
     return fd
 
 
-def map_file(fd: int, size_bytes: int, *, writable: bool) -> NDArray[np.uint8]:
+def map_file(fd: int, size_bytes: int, *, writable: bool, private: bool = False) -> NDArray[np.uint8]:
     """The file's first bytes, shared with every process that maps it; unmapped when the last array over it is gone.
+
+    What is written to a `private` map is a copy that nobody else sees, page by page.
 
     Keeps no descriptor open, unlike `mmap.mmap` before Python 3.13: batches may outlive their loader.
     """
     if size_bytes == 0:
         return np.empty(0, np.uint8)
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-    address = _libc.mmap(None, size_bytes, protection, mmap.MAP_SHARED, fd, 0)
+    address = _libc.mmap(None, size_bytes, protection, mmap.MAP_PRIVATE if private else mmap.MAP_SHARED, fd, 0)
     if address == ctypes.c_void_p(-1).value:
         number = ctypes.get_errno()
         raise OSError(number, f"cannot map {size_bytes} bytes: {os.strerror(number)}")
@@ -68,11 +70,16 @@ class Arena:
     from it stays valid for as long as it is referenced.
     """
 
-    def __init__(self, fds: Sequence[int] = ()) -> None:
-        """An empty arena, or one over the segments that another process's `fds` lists; takes ownership of them."""
+    def __init__(self, fds: Sequence[int] = (), *, reserved_bytes: int = 0) -> None:
+        """An empty arena, or one over the segments that another process's `fds` lists; takes ownership of them.
+
+        Over another's segments arrays can be written to, as they could before they were sent: each process then has
+        its own copy of the page. `reserved_bytes` of memory are promised to somebody else.
+        """
         self.fds = list(fds)
+        self._reserved_bytes = reserved_bytes
         self._finalizer = weakref.finalize(self, _close_all, self.fds)
-        self._maps = [map_file(fd, os.fstat(fd).st_size, writable=False) for fd in self.fds]
+        self._maps = [map_file(fd, os.fstat(fd).st_size, writable=True, private=True) for fd in self.fds]
 
     @property
     def size_bytes(self) -> int:
@@ -88,7 +95,8 @@ class Arena:
         stream = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
         pieces = [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
         extents = [self._find(piece) for piece in pieces]
-        _check_room(len(stream) + sum(len(piece) for piece, found in zip(pieces, extents, strict=True) if not found))
+        fresh_bytes = sum(len(piece) for piece, found in zip(pieces, extents, strict=True) if not found)
+        _check_room(len(stream) + fresh_bytes, self._reserved_bytes)
         fresh = [(number, piece) for number, piece in enumerate(pieces) if extents[number] is None]
         # The stream itself goes there too: it may be long, and what is sent must never fill a socket.
         written = self._append([*(piece for _, piece in fresh), np.frombuffer(stream, np.uint8)])
@@ -107,7 +115,7 @@ class Arena:
         return self._maps[-1]
 
     def load(self, stored: bytes) -> Any:
-        """A new object; its arrays are read-only views of the arena."""
+        """A new object; its arrays are views of the arena, read-only ones where it was stored."""
         stream, extents = pickle.loads(stored)
         return pickle.loads(self._view(stream), buffers=[self._view(extent) for extent in extents])
 
@@ -147,13 +155,14 @@ def _close_all(fds: list[int]) -> None:
         os.close(fds.pop())
 
 
-def _check_room(needed_bytes: int) -> None:
+def _check_room(needed_bytes: int, reserved_bytes: int) -> None:
     # Before any page is written: memory that is not there is a kill, and no exception.
     available = available_bytes()
-    if needed_bytes > available:
+    if needed_bytes + reserved_bytes > available:
         raise ConfigError(
-            f"what worker processes share, paths and labels above all, needs {needed_bytes:,} bytes and {available:,} "
-            "are available; use loader.backend=threads, which needs them once, or fewer samples"
+            f"what worker processes share, paths and labels above all, needs {needed_bytes:,} bytes beside "
+            f"{reserved_bytes:,} of batches in flight, and {available:,} are available; use loader.backend=threads, "
+            "fewer samples, or a lower loader.batch_size"
         )
 
 

@@ -42,7 +42,7 @@ class Loader:
     max_restarts: int = 3
     """How often dead worker processes are replaced in a run before it stops."""
     stall_timeout_s: float = 300.0
-    """Seconds without a finished sample after which the run stops."""
+    """Seconds that one sample, or the start of a worker, may take before the run stops."""
     drop_last: bool = False
     """Leave out an epoch's last batch if it is not full."""
     sampler: SamplerName = SamplerName.shuffle

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from pipeline.loader.deaths import DEATHS_ALONE, Deaths
-from pipeline.loader.errors import WorkerDiedError, WorkerStalledError
+from pipeline.loader.deaths import Deaths
+from pipeline.loader.errors import WorkerDiedError
 from pipeline.loader.hands import Hands, InHand
 from pipeline.loader.job import Task
+from pipeline.loader.reports import blame, death_report, stall, too_many_deaths
 from pipeline.loader.wire import Done, Failure, Hello, Ready, Ring, Unable, Work
-from pipeline.loader.worker_process import Death, WorkerProcess
+from pipeline.loader.worker_process import Launch, WorkerProcess
 from pipeline.machine import oom_kills
+from pipeline.shared import Arena
 from pipeline.stats import StageClock
 
 POLL_S = 1.0
@@ -31,8 +33,10 @@ class Crew:
     num_workers: int
     threads_per_worker: int
     hello: Hello
-    fds: list[int]
+    arena: Arena
+    hands_fd: int
     hands: Hands
+    launch: Launch
     where: Callable[[int], str]
     max_restarts: int
     stall_timeout_s: float
@@ -81,7 +85,8 @@ class Dispatcher:
         self._accused: set[int] = set()
         self._deaths = Deaths(crew.max_restarts)
         self._selector = selectors.DefaultSelector()
-        self._oom_kills = oom_kills() or 0
+        # The two latest counts: one that rose with a death may have been read before that death was heard of.
+        self._oom_kills = deque([oom_kills() or 0], maxlen=2)
         # One more than can be worked on, so that no worker waits for this thread between two tasks.
         self._depth = crew.threads_per_worker + 1
 
@@ -98,6 +103,7 @@ class Dispatcher:
                     key.data()
                 if time.monotonic() - looked_s > POLL_S:
                     looked_s = time.monotonic()
+                    self._oom_kills.append(oom_kills() or 0)
                     self._find_stalls()
         except BaseException as error:
             self._inbox.failure = error
@@ -109,7 +115,9 @@ class Dispatcher:
 
     def _start(self, number: int) -> WorkerProcess:
         self._crew.hands.clear(self._crew.threads_of(number))
-        worker = WorkerProcess(number, self._crew.hello._replace(number=number), self._crew.fds)
+        crew = self._crew
+        fds = [*crew.arena.fds, crew.hands_fd]
+        worker = WorkerProcess(number, crew.hello._replace(number=number), fds, crew.launch)
         self._selector.register(worker.connection, selectors.EVENT_READ, lambda: self._listen(worker))
         if worker.pidfd is not None:
             self._selector.register(worker.pidfd, selectors.EVENT_READ, lambda: self._bury(worker))
@@ -188,23 +196,23 @@ class Dispatcher:
     def _hear(self, worker: WorkerProcess, message: object) -> None:
         if isinstance(message, Done):
             self._clock.merge(message.clock)
-            worker.rss_bytes = message.rss_bytes
+            worker.private_bytes = message.private_bytes
+            worker.num_answers += 1
             _, task = worker.outstanding.pop(message.ticket)
             worker.is_alone = False
-            worker.idle_since_s = None
             if self._accused:
-                self._acquit(task)
+                self._acquit(task.job.ids[task.start : task.start + message.num_made])
             if message.failure is not None:
                 task.job.failures.append((message.failure.row, _noted(message.failure)))
             task.job.finish_task()
         elif isinstance(message, Ready):
             worker.is_ready = True
-            worker.rss_bytes = message.rss_bytes
+            worker.private_bytes = message.private_bytes
         elif isinstance(message, Unable):
             raise _noted(message.failure)
 
-    def _acquit(self, task: Task) -> None:
-        for id in task.job.ids[task.start : task.stop]:
+    def _acquit(self, made: list[int]) -> None:
+        for id in made:
             if id in self._accused:
                 self._accused.remove(id)
                 self._deaths.clear(id)
@@ -217,27 +225,28 @@ class Dispatcher:
             return  # heard of twice, by its socket and by its process
         worker.kill()  # an end that closed its socket and lives on would still write rows
         death = worker.reap()
+        was_alone = worker.is_alone
         self._hear_the_rest(worker)
         self._selector.unregister(worker.connection)
         if worker.pidfd is not None:
             self._selector.unregister(worker.pidfd)
         in_hand = [held for held in self._held(worker) if held.ticket in worker.outstanding]
-        oom_kills_now = oom_kills() or 0
-        for_memory, self._oom_kills = oom_kills_now - self._oom_kills, oom_kills_now
+        self._oom_kills.append(oom_kills() or 0)
+        for_memory = self._oom_kills[-1] - self._oom_kills[0]
         blamed = self._deaths.add(
             [worker.outstanding[held.ticket][1].job.ids[held.row] for held in in_hand],
-            alone=worker.is_alone,
+            alone=was_alone,
             from_outside=not death.is_crash and not for_memory,
         )
-        report = self._report(worker, death, in_hand, for_memory)
-        self._put_back(worker, in_hand, blamed, report)
+        report = death_report(worker, death, [self._name(worker, held) for held in in_hand], for_memory)
+        self._put_back(worker, in_hand, blamed, report, was_alone=was_alone)
         if self._deaths.is_enough:
-            raise WorkerDiedError(
-                f"{report}\nThat is more than loader.max_restarts={self._crew.max_restarts}; raise it if such deaths "
-                "are expected, and use fewer loader.num_workers if memory is short"
-            )
+            raise too_many_deaths(report, self._crew.max_restarts)
         worker.close()
-        self._workers[worker.number] = self._start(worker.number)
+        try:
+            self._workers[worker.number] = self._start(worker.number)
+        except OSError as error:
+            raise WorkerDiedError(f"{report}\nNo other could be started in its place: {error}") from error
 
     def _hear_the_rest(self, worker: WorkerProcess) -> None:
         """What it said before it died counts."""
@@ -251,13 +260,16 @@ class Dispatcher:
     def _held(self, worker: WorkerProcess) -> list[InHand]:
         return self._crew.hands.held(self._crew.threads_of(worker.number))
 
-    def _put_back(self, worker: WorkerProcess, in_hand: list[InHand], blamed: int | None, report: str) -> None:
+    def _put_back(
+        self, worker: WorkerProcess, in_hand: list[InHand], blamed: int | None, report: str, *, was_alone: bool
+    ) -> None:
         """Rows in hand become suspects, each on its own; the others of their tasks, and other tasks, wait in front."""
         held_rows = {held.ticket: held.row for held in in_hand}
         for ticket, (ring_file, task) in reversed(worker.outstanding.items()):
             job, held_row = task.job, held_rows.get(ticket)
             if held_row is None:
-                self._inbox.tasks.appendleft((ring_file, task))
+                queue = self._suspects if was_alone else self._inbox.tasks
+                queue.appendleft((ring_file, task))
                 continue
             pieces = [Task(job, task.start, held_row), Task(job, held_row + 1, task.stop)]
             others = [piece for piece in pieces if piece.start < piece.stop]
@@ -266,25 +278,12 @@ class Dispatcher:
             id = job.ids[held_row]
             if id == blamed:
                 self._accused.discard(id)
-                job.failures.append((held_row, _blame(id, self._crew.where(id), report)))
+                job.failures.append((held_row, blame(id, self._crew.where(id), report)))
                 job.finish_task()
             else:
                 self._accused.add(id)
                 self._suspects.append((ring_file, Task(job, held_row, held_row + 1)))
         worker.outstanding.clear()
-
-    def _report(self, worker: WorkerProcess, death: Death, in_hand: list[InHand], for_memory: int) -> str:
-        lines = [
-            f"worker process {worker.number} (pid {worker.pid}) ended {death}; "
-            f"when last heard of it held {worker.rss_bytes / 1e6:.0f} MB"
-        ]
-        if for_memory:
-            lines.append(f"the kernel killed {for_memory} for memory meanwhile (the control group's oom_kill rose)")
-        else:
-            lines.append("the control group's oom_kill count did not rise")
-        lines += [f"in hand: {self._name(worker, held)}" for held in in_hand] or ["no sample was in hand"]
-        words = worker.last_words()
-        return "\n  ".join([*lines, *words.splitlines()[-20:]])
 
     def _name(self, worker: WorkerProcess, held: InHand) -> str:
         if held.ticket not in worker.outstanding:
@@ -296,31 +295,21 @@ class Dispatcher:
     # Stalls.
 
     def _find_stalls(self) -> None:
-        limit_s = self._crew.stall_timeout_s
         for worker in self._workers:
-            held = self._held(worker)
-            stalled = [hand for hand in held if hand.held_s > limit_s]
-            if stalled:
-                raise self._stall(
-                    worker,
-                    [f"{self._name(worker, hand)} has been in hand for {hand.held_s:.0f} s" for hand in stalled],
-                )
-            if not worker.is_ready and worker.age_s > limit_s:
-                raise self._stall(worker, [f"it has not started after {worker.age_s:.0f} s"])
-            if held or not worker.outstanding:
-                worker.idle_since_s = None
-            elif worker.idle_since_s is None:
-                worker.idle_since_s = time.monotonic()
-            elif time.monotonic() - worker.idle_since_s > limit_s:
-                raise self._stall(worker, ["it has work and takes none of it into its hands"])
+            there: list[InHand | int] = [*self._held(worker)]
+            if not worker.is_ready or (worker.outstanding and not there):
+                there.append(worker.num_answers)  # no sample is to be named: it waits for its start, or does nothing
+            late = [(what, s) for what, s in worker.watch.look(there) if s > self._crew.stall_timeout_s]
+            if late:
+                names = [self._late_name(worker, what, seconds) for what, seconds in late]
+                raise stall(worker, names, self._crew.stall_timeout_s)
 
-    def _stall(self, worker: WorkerProcess, what: list[str]) -> WorkerStalledError:
-        stacks = worker.stacks() if worker.is_ready else ""
-        text = "\n  ".join([f"worker process {worker.number} (pid {worker.pid}) does not go on", *what])
-        return WorkerStalledError(
-            f"{text}\nThat is longer than loader.stall_timeout_s={self._crew.stall_timeout_s:g}; "
-            f"raise it if such samples are expected. Its stacks:\n{stacks or '(it did not answer)'}"
-        )
+    def _late_name(self, worker: WorkerProcess, what: InHand | int, waited_s: float) -> str:
+        if isinstance(what, InHand):
+            return f"{self._name(worker, what)} has been in hand for {waited_s:.0f} s"
+        if worker.is_ready:
+            return f"for {waited_s:.0f} s it has had work and taken none of it into its hands"
+        return f"it has not started after {waited_s:.0f} s"
 
 
 def _noted(failure: Failure) -> BaseException:
@@ -336,9 +325,3 @@ def _next_wanted(queue: deque[tuple[RingFile, Task]]) -> tuple[RingFile, Task] |
             return ring_file, task
         task.job.finish_task()
     return None
-
-
-def _blame(id: int, where: str, report: str) -> WorkerDiedError:
-    error = WorkerDiedError(f"a sample killed {DEATHS_ALONE} workers that had nothing else in hand: {report}")
-    error.add_note(f"stage decode or transform, sample id {id}, {where}")
-    return error

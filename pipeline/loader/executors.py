@@ -13,8 +13,9 @@ from typing import Protocol
 from numpy.typing import DTypeLike
 
 from pipeline.loader.errors import WorkerStalledError
-from pipeline.loader.job import Job, SampleFunction, Task
+from pipeline.loader.job import Job, SampleFunction, Task, rows_per_task
 from pipeline.loader.slots import SlotMemory
+from pipeline.loader.watch import Watch
 
 STALLED_LIMIT_S = 1.0
 """How long closing waits for the threads beside a stalled one."""
@@ -39,7 +40,10 @@ class Executor(Protocol):
         """All jobs submitted so far are cancelled."""
 
     def check(self) -> None:
-        """Raise what keeps jobs from ending, once; RuntimeError from then on."""
+        """Raise what ended the workers, once; RuntimeError from then on. Cheap."""
+
+    def watch(self) -> None:
+        """`check`, and find out whether a sample stalls; for who waits, now and then."""
 
     def close(self, limit_s: float | None = None) -> None:
         """Return when no task runs any more, or after `limit_s` seconds. Tasks not begun make no rows."""
@@ -69,6 +73,9 @@ class SerialExecutor:
         """A job is over when `submit` returns."""
 
     def check(self) -> None:
+        """There are no workers."""
+
+    def watch(self) -> None:
         """A sample that never returns cannot be seen from its own thread."""
 
     def close(self, limit_s: float | None = None) -> None:
@@ -76,16 +83,16 @@ class SerialExecutor:
 
 
 class _Hand:
-    """What one thread makes, and since when; written by it alone."""
+    """What one thread makes; written by it alone."""
 
-    __slots__ = ("began_s", "id")
+    __slots__ = ("id", "num_taken")
 
     def __init__(self) -> None:
         self.id: int | None = None
-        self.began_s = 0.0
+        self.num_taken = 0
 
     def take(self, id: int) -> None:
-        self.began_s = time.monotonic()
+        self.num_taken += 1
         self.id = id
 
 
@@ -119,6 +126,7 @@ class ThreadExecutor:
         self._where = where
         self._stall_timeout_s = stall_timeout_s
         self._stalled: str | None = None
+        self._watch: Watch[tuple[int, int]] = Watch()
         self._hands = [_Hand() for _ in range(num_workers)]
         self._threads = [
             threading.Thread(
@@ -138,7 +146,7 @@ class ThreadExecutor:
 
     def submit(self, job: Job) -> None:
         """Queue the batch in about four tasks a thread, of at most eight samples."""
-        tasks = job.split(max(1, min(8, -(-len(job.ids) // (4 * self.num_workers)))))
+        tasks = job.split(rows_per_task(len(job.ids), self.num_workers))
         with self._closing:
             if not self._stopping.is_set():
                 for task in tasks:
@@ -155,14 +163,19 @@ class ThreadExecutor:
         """Threads look at `Job.cancelled` before every sample."""
 
     def check(self) -> None:
+        """RuntimeError after a stall."""
+        if self._stalled is not None:
+            raise RuntimeError(f"a worker of this loader stalled earlier ({self._stalled}); make a new one")
+
+    def watch(self) -> None:
         """Raise WorkerStalledError if a sample takes longer than `stall_timeout_s`.
 
         Nobody can end a thread: it keeps the slot it writes to, and this executor is of no use any more.
         """
-        if self._stalled is not None:
-            raise RuntimeError(f"a worker of this loader stalled earlier ({self._stalled}); make a new one")
-        for thread, hand in zip(self._threads, self._hands, strict=True):
-            id, held_s = hand.id, time.monotonic() - hand.began_s
+        self.check()
+        held = {(number, hand.num_taken): hand for number, hand in enumerate(self._hands) if hand.id is not None}
+        for (number, _), held_s in self._watch.look(held):
+            thread, id = self._threads[number], self._hands[number].id
             if id is not None and held_s > self._stall_timeout_s:
                 self._stalled = f"sample id {id}, {self._where(id)}"
                 self._stop()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-_TICKET, _ROW, _BEGAN_NS, _COLUMNS = 0, 1, 2, 3
+_TICKET, _ROW, _COLUMNS = 0, 1, 2
 _NOTHING = -1
 
 
@@ -18,7 +17,6 @@ class InHand(NamedTuple):
     thread: int
     ticket: int
     row: int
-    held_s: float
 
 
 class Hands:
@@ -43,9 +41,8 @@ class Hands:
         self._lines[threads.start : threads.stop, _TICKET] = _NOTHING
 
     def take(self, thread: int, ticket: int, row: int) -> None:
-        """`thread` begins a row now."""
+        """`thread` begins a row."""
         line = self._lines[thread]
-        line[_BEGAN_NS] = time.monotonic_ns()  # the same clock in every process of the machine
         line[_ROW] = row
         line[_TICKET] = ticket
 
@@ -55,13 +52,8 @@ class Hands:
 
     def held(self, threads: range) -> list[InHand]:
         """What those threads have in hand."""
-        now_ns = time.monotonic_ns()
-        found = []
-        for thread in threads:
-            ticket, row, began_ns = self._lines[thread].tolist()
-            if ticket != _NOTHING:
-                found.append(InHand(thread, ticket, row, (now_ns - began_ns) / 1e9))
-        return found
+        lines = ((thread, *self._lines[thread].tolist()) for thread in threads)
+        return [InHand(thread, ticket, row) for thread, ticket, row in lines if ticket != _NOTHING]
 
     def abandon(self, below: int) -> None:
         """Nobody wants work with a ticket below `below` any more."""

@@ -94,3 +94,8 @@ class Task(NamedTuple):
             job.failures.append((row, error))
         finally:
             job.finish_task()
+
+
+def rows_per_task(num_rows: int, num_threads: int) -> int:
+    """About four tasks a thread, of at most eight rows."""
+    return max(1, min(8, -(-num_rows // (4 * num_threads))))

@@ -76,6 +76,8 @@ class Loader:
         self._to_plan: tuple[int, int] | None = None
         self._upcoming = (0, 0)  # where the next iterator begins
         self._handed = (0, 0)  # the first batch the consumer has not had
+        self._interrupted = False
+        """Whether planning or handing over broke off in the middle, so that `_pending` is not to be trusted."""
         self._live: weakref.ref[_Epoch] | None = None
         self._pid = os.getpid()
         self._finalizer = weakref.finalize(self, executor.close, EXIT_LIMIT_S)
@@ -99,7 +101,7 @@ class Loader:
         self._upcoming = (epoch + 1, 0)
         self._handed = (epoch, step)
         ahead = self._pending[0].plan if self._pending else None
-        if ahead is None or (ahead.epoch, ahead.step) != (epoch, step):
+        if self._interrupted or ahead is None or (ahead.epoch, ahead.step) != (epoch, step):
             self._abandon_pending()
             self._to_plan = (epoch, step) if step < len(self) else None
         if self._executor.num_workers:
@@ -115,7 +117,7 @@ class Loader:
             raise ValueError(f"epoch must be >= 0, got {epoch}")
         self._check_usable()
         self._live = None
-        if self._upcoming != (epoch, 0):
+        if self._interrupted or self._upcoming != (epoch, 0):
             self._abandon_pending()
             self._upcoming = (epoch, 0)
         self._handed = (epoch, 0)
@@ -174,7 +176,9 @@ class Loader:
 
     def _wait(self, job: Job) -> None:
         while not job.wait(WATCH_S):
-            self._executor.check()
+            self._executor.watch()
+            if not self._finalizer.alive:  # closed by another thread, with a sample that does not end
+                raise RuntimeError("the loader was closed while a batch was waited for")
 
     def _check_usable(self) -> None:
         if not self._finalizer.alive:
@@ -190,22 +194,27 @@ class Loader:
         return (epoch + 1, 0) if self._read_ahead and not known_last else None
 
     def _submit_ahead(self) -> None:
-        while self._to_plan and len(self._pending) < self._executor.in_flight:
-            plan = self.order.plan(*self._to_plan)
-            slot = self._ring.take()
-            job = Job(plan, slot, self._ring.rows(slot, len(plan.ids)))
-            try:
+        try:
+            while self._to_plan and len(self._pending) < self._executor.in_flight:
+                plan = self.order.plan(*self._to_plan)
+                slot = self._ring.take()
+                job = Job(plan, slot, self._ring.rows(slot, len(plan.ids)))
                 self._executor.submit(job)
-            except BaseException:  # Ctrl-C while a batch is made in this thread: the next call makes it again
-                self._ring.give_back(slot)
-                raise
-            self._pending.append(job)
-            self._to_plan = self._after(*self._to_plan)
+                self._pending.append(job)
+                self._to_plan = self._after(*self._to_plan)
+        except BaseException:  # Ctrl-C comes between any two of these lines
+            self._interrupted = True
+            raise
 
     def _abandon_pending(self) -> None:
         for job in self._pending:
             job.cancelled = True
         self._executor.abandon()
+        if self._interrupted:
+            # A batch may be on its way that nobody here knows of: the old slots stay with whoever writes to them.
+            self._pending.clear()
+            self._ring = self._make_ring()
+            self._interrupted = False
         while self._pending:
             job = self._pending[0]
             self._wait(job)  # a slot may be written to until its last task has ended
@@ -216,6 +225,9 @@ class Loader:
     def _next_batch(self) -> Batch:
         began = time.perf_counter()
         self._check_usable()
+        if self._interrupted:
+            self._abandon_pending()
+            self._to_plan = self._handed
         self._submit_ahead()
         job = self._pending[0]
         self._wait(job)
@@ -268,10 +280,15 @@ class _Epoch:
         loader = self._loader
         if loader._live is None or loader._live() is not self:
             raise RuntimeError("this iterator was abandoned by close(), set_epoch() or load_state_dict()")
+        handed = loader._handed
         try:
             batch = loader._next_batch()
         except Exception:
             self.finished = True
+            raise
+        except BaseException:  # Ctrl-C: the consumer has not had this batch, and may ask again
+            loader._handed = handed
+            loader._interrupted = True
             raise
         self._step += 1
         # Whoever counts batches may never ask for the one after the last: that iterator is over too.

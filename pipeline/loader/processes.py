@@ -11,14 +11,18 @@ from numpy.typing import DTypeLike, NDArray
 
 from pipeline.loader.dispatch import Crew, Dispatcher, Inbox, RingFile
 from pipeline.loader.hands import Hands
-from pipeline.loader.job import Job, SampleFunction
+from pipeline.loader.job import Job, SampleFunction, rows_per_task
 from pipeline.loader.slots import SlotMemory
 from pipeline.loader.wire import Hello, Ring
+from pipeline.loader.worker_process import Launch
 from pipeline.main_script import MainScript
 from pipeline.shared import Arena, anonymous_file, map_file
 from pipeline.stats import Stats
 
 _PAGE_BYTES = 4096
+
+END_LIMIT_S = 10.0
+"""How long a batch that came too late waits for the dispatcher; only a worker in a dead disk's grip takes long."""
 
 
 class ProcessExecutor:
@@ -46,7 +50,7 @@ class ProcessExecutor:
 
         Args:
             sample: picklable; every worker has its own.
-            arena: what `sample` refers to may lie there already; stays the caller's to close.
+            arena: what `sample` refers to may lie there already. Kept, for workers to come; the caller's to close.
             num_workers: processes.
             threads_per_worker: threads in each.
             in_flight: batches unfinished or undelivered at once.
@@ -75,11 +79,13 @@ class ProcessExecutor:
             num_workers=num_workers,
             threads_per_worker=threads_per_worker,
             hello=Hello(0, stored, len(arena.fds), threads_per_worker, script),
-            fds=[*arena.fds, hands_fd],
+            arena=arena,
+            hands_fd=hands_fd,
             hands=self._hands,
             where=where,
             max_restarts=max_restarts,
             stall_timeout_s=stall_timeout_s,
+            launch=Launch.here(),
         )
         self._inbox = Inbox()
         self._ended_by: str | None = None
@@ -95,9 +101,6 @@ class ProcessExecutor:
     ) -> SlotMemory:
         """Slots in anonymous shared memory; jobs submitted from now on lie there."""
         slot_bytes = -(-slot_bytes // _PAGE_BYTES) * _PAGE_BYTES
-        if self._ring_file is not None:  # all of its jobs have ended
-            self._fds.remove(self._ring_file.fd)
-            os.close(self._ring_file.fd)
         fd = anonymous_file("slots", slot_bytes * max_slots)
         self._fds.append(fd)
         # All of them are mapped at once; a slot takes memory when a worker first writes to it.
@@ -113,11 +116,11 @@ class ProcessExecutor:
         """Queue the batch in about four tasks a thread, of at most eight samples."""
         self.check()
         assert self._ring_file is not None, "a job came before its slots"
-        tasks = job.split(max(1, min(8, -(-len(job.ids) // (4 * self._lanes)))))
+        tasks = job.split(rows_per_task(len(job.ids), self._lanes))
         self._inbox.tasks.extend((self._ring_file, task) for task in tasks)
         self._inbox.wake()
         if self._inbox.closing.is_set():  # it may have emptied the inbox before these came
-            self._thread.join()
+            self._thread.join(END_LIMIT_S)
             _cancel_all(self._inbox)
 
     def abandon(self) -> None:
@@ -133,6 +136,10 @@ class ProcessExecutor:
         if self._ended_by is not None:
             raise RuntimeError(f"the workers of this loader ended earlier ({self._ended_by}); make a new one")
 
+    def watch(self) -> None:
+        """`check`; the dispatcher looks for stalls by itself."""
+        self.check()
+
     def close(self, limit_s: float | None = None) -> None:
         """End the workers at once, whatever they make; returns when they are gone. May be called twice."""
         if os.getpid() != self._pid:
@@ -141,8 +148,9 @@ class ProcessExecutor:
         self._inbox.wake()
         if self._thread is not threading.current_thread():
             self._thread.join(limit_s)
-        while self._fds:
-            os.close(self._fds.pop())
+        if not self._thread.is_alive():  # else it may still be about to send them to a worker
+            while self._fds:
+                os.close(self._fds.pop())
 
 
 def _dispatch(crew: Crew, inbox: Inbox, stats: Stats) -> None:

@@ -55,7 +55,7 @@ class Work(NamedTuple):
 class Ready(NamedTuple):
     """The worker has what it needs."""
 
-    rss_bytes: int
+    private_bytes: int
 
 
 class Unable(NamedTuple):
@@ -65,7 +65,7 @@ class Unable(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """A row that could not be made, and why."""
+    """Why a row could not be made, or, as row 0, why a worker cannot start."""
 
     row: int
     error: BaseException
@@ -77,11 +77,12 @@ class Done(NamedTuple):
     """A work's rows are made, up to the one that failed."""
 
     ticket: int
+    num_made: int
     failure: Failure | None
     clock: tuple[dict[str, float], dict[str, int]]
     """Seconds and calls per stage since the last message."""
-    rss_bytes: int
-    """What the worker holds now; 0 where the system does not tell."""
+    private_bytes: int
+    """What the worker holds now and shares with nobody; 0 where the system does not tell."""
 
 
 class Connection:

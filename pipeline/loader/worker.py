@@ -100,7 +100,7 @@ def _start(connection: Connection, hello: Hello, work: SimpleQueue[tuple[Slots, 
     for number in range(hello.num_threads):
         hand = hello.number * hello.num_threads + number
         threading.Thread(target=_work, args=(connection, work, sample, stats, hands, hand), daemon=True).start()
-    connection.send(Ready(_rss_bytes()))
+    connection.send(Ready(_private_bytes()))
 
 
 def _work(
@@ -115,8 +115,8 @@ def _work(
     try:
         while True:
             slots, work = queue.get()
-            failure = _make_rows(slots, work, sample, hands, hand)
-            connection.send(Done(work.ticket, failure, clock.take(), _rss_bytes()))
+            num_made, failure = _make_rows(slots, work, sample, hands, hand)
+            connection.send(Done(work.ticket, num_made, failure, clock.take(), _private_bytes()))
     except OSError:  # the loader is gone; the main thread notices it too
         return
     except BaseException:  # a worker that lacks a thread would be waited for: let it be replaced
@@ -124,7 +124,8 @@ def _work(
         os._exit(1)
 
 
-def _make_rows(slots: Slots, work: Work, sample: SampleFunction, hands: Hands, hand: int) -> Failure | None:
+def _make_rows(slots: Slots, work: Work, sample: SampleFunction, hands: Hands, hand: int) -> tuple[int, Failure | None]:
+    """How many rows were made, in order, and why the next was not; None where nobody wanted it."""
     rows = slots.rows(work.slot, work.row, len(work.ids))
     row = 0
     try:
@@ -133,16 +134,16 @@ def _make_rows(slots: Slots, work: Work, sample: SampleFunction, hands: Hands, h
             sample(work.ids[row], work.draws[row], rows[row])
             row += 1
     except BaseException as error:
-        return _portable(error)._replace(row=work.row + row)
+        return row, _portable(error)._replace(row=work.row + row)
     finally:
         hands.drop(hand)
-    return None
+    return row, None
 
 
 def _portable(error: BaseException) -> Failure:
     """`error` if pickling keeps it what it is, else a RuntimeError with its words; its traceback as a note."""
     notes = [str(note) for note in getattr(error, "__notes__", ())]
-    where = "".join(traceback.format_tb(error.__traceback__)).rstrip()
+    where = _story(error)
     error.__traceback__ = error.__cause__ = error.__context__ = None
     try:
         copy = pickle.loads(pickle.dumps(error))
@@ -154,6 +155,13 @@ def _portable(error: BaseException) -> Failure:
     return Failure(0, error, [*notes, f"in worker process {os.getpid()}:\n{where}"])
 
 
+def _story(error: BaseException) -> str:
+    """The traceback, and those of its causes; without the notes, which travel by themselves."""
+    story = traceback.TracebackException.from_exception(error)
+    story.__notes__ = None
+    return "".join(story.format()).rstrip()
+
+
 def _words(error: BaseException) -> str:
     try:
         return str(error)
@@ -161,11 +169,13 @@ def _words(error: BaseException) -> str:
         return "(it cannot say what it is)"
 
 
-def _rss_bytes() -> int:
-    # The parent cannot learn it afterwards: the kernel's peak of a child starts with the peak of who started it.
+def _private_bytes() -> int:
+    # Resident less shared: slots and index are the loader's. The parent cannot learn it when a worker is dead: the
+    # kernel's peak of a child begins with the peak of who started it.
     try:
         with open("/proc/self/statm", "rb", buffering=0) as file:
-            return int(file.read().split()[1]) * mmap.PAGESIZE
+            _, resident, shared, *_ = map(int, file.read().split())
+            return (resident - shared) * mmap.PAGESIZE
     except OSError:
         return 0
 

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pipeline
 from pipeline.loader.job import Task
+from pipeline.loader.watch import Watch
 from pipeline.loader.wire import Connection, Hello
 from pipeline.loader.worker import STACK_SIGNAL
 from pipeline.shared import anonymous_file
@@ -61,10 +63,28 @@ class Death(NamedTuple):
         return "in a way that only who waited for it was told"
 
 
+class Launch(NamedTuple):
+    """The world a worker starts in: that of the loader's beginning, also for those that replace others later."""
+
+    path: list[str]
+    environment: dict[str, str]
+    directory: str | None
+
+    @classmethod
+    def here(cls) -> Launch:
+        """This process's module path, environment and working directory, now."""
+        try:
+            directory = os.getcwd()
+        except FileNotFoundError:  # removed, and nothing can be relative to it
+            directory = None
+        path = [entry or directory or "" for entry in sys.path if isinstance(entry, str)]
+        return cls(path, os.environ | _ONE_THREAD, directory)
+
+
 class WorkerProcess:
     """A child interpreter that serves one loader. The owner must `kill` and `reap` it."""
 
-    def __init__(self, number: int, hello: Hello, fds: Sequence[int]) -> None:
+    def __init__(self, number: int, hello: Hello, fds: Sequence[int], launch: Launch) -> None:
         """Start it, in a process group of its own; never a fork, so there is no lock to inherit. OSError if not."""
         self.number = number
         self.outstanding: dict[int, tuple[Any, Task]] = {}
@@ -74,11 +94,11 @@ class WorkerProcess:
         """It makes one suspect and is given nothing else meanwhile."""
         self.ring: Any = None
         """The slots it has mapped last."""
-        self.rss_bytes = 0
-        """What it said last that it holds."""
-        self.idle_since_s: float | None = None
-        """When it was first seen with work and nothing in hand, since it last gave an answer."""
-        self._started_s = time.monotonic()
+        self.private_bytes = 0
+        """What it said last that it holds for itself."""
+        self.num_answers = 0
+        self.watch: Watch[Any] = Watch()
+        """Of what it is waited for."""
         self.pidfd: int | None = None
         self._death: Death | None = None
         ours, theirs = socket.socketpair()
@@ -86,7 +106,7 @@ class WorkerProcess:
         self._report_fd = anonymous_file("report", 0)
         try:
             with theirs:
-                self._process = _start_interpreter(theirs.fileno())
+                self._process = _start_interpreter(theirs.fileno(), launch)
         except BaseException:
             self.close()
             raise
@@ -107,11 +127,6 @@ class WorkerProcess:
         """Its process id."""
         return self._process.pid
 
-    @property
-    def age_s(self) -> float:
-        """Seconds since it was started."""
-        return time.monotonic() - self._started_s
-
     def stacks(self) -> str:
         """The Python stacks of its threads, now; empty if it cannot say."""
         before = os.fstat(self._report_fd).st_size
@@ -131,9 +146,10 @@ class WorkerProcess:
         return self._report(0)
 
     def kill(self) -> None:
-        """Send SIGKILL; harmless when it is dead."""
-        if self._death is None:
-            self._send(signal.SIGKILL)
+        """Send SIGKILL, also to what a user's transform started there; harmless when it is dead."""
+        if self._death is None and self._send(signal.SIGKILL):
+            with suppress(OSError):
+                os.killpg(self.pid, signal.SIGKILL)
 
     def reap(self) -> Death:
         """Wait for its end. Only then may its rows be given to somebody else. May be called twice."""
@@ -158,14 +174,16 @@ class WorkerProcess:
             os.close(self._report_fd)
             self._report_fd = -1
 
-    def _send(self, number: signal.Signals) -> None:
+    def _send(self, number: signal.Signals) -> bool:
+        """Whether there was somebody to send it to: dead and not yet reaped counts."""
         try:
             if self.pidfd is not None:
                 signal.pidfd_send_signal(self.pidfd, number)
             else:
                 os.kill(self.pid, number)
         except ProcessLookupError:  # dead, and waited for by the user's program
-            return
+            return False
+        return True
 
     def _report(self, start: int) -> str:
         size = os.fstat(self._report_fd).st_size
@@ -184,16 +202,16 @@ def _open_pidfd(pid: int) -> int | None:
         raise
 
 
-def _start_interpreter(fd: int) -> subprocess.Popen[bytes]:
-    path = [entry or os.getcwd() for entry in sys.path if isinstance(entry, str)]
+def _start_interpreter(fd: int, launch: Launch) -> subprocess.Popen[bytes]:
     # -P: the working directory may hold another `pipeline`.
     home = os.path.dirname(os.path.dirname(os.path.abspath(pipeline.__file__)))
     # -u: what a user's transform prints would be lost with the buffer when the worker is ended.
-    command = [sys.executable, "-P", "-u", "-c", START, json.dumps([fd, os.getpid(), home, path])]
+    command = [sys.executable, "-P", "-u", "-c", START, json.dumps([fd, os.getpid(), home, launch.path])]
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         pass_fds=[fd],
         process_group=0,
-        env=os.environ | _ONE_THREAD,
+        env=launch.environment,
+        cwd=launch.directory,
     )
