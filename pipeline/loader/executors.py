@@ -146,7 +146,7 @@ class ThreadExecutor:
 
     def submit(self, job: Job) -> None:
         """Queue the batch in about four tasks a thread, of at most eight samples."""
-        tasks = job.split(rows_per_task(len(job.ids), self.num_workers))
+        tasks = job.split(rows_per_task(len(job.ids), self.num_workers, tasks_per_thread=4))
         with self._closing:
             if not self._stopping.is_set():
                 for task in tasks:

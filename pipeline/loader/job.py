@@ -96,6 +96,6 @@ class Task(NamedTuple):
             job.finish_task()
 
 
-def rows_per_task(num_rows: int, num_threads: int) -> int:
-    """About four tasks a thread, of at most eight rows."""
-    return max(1, min(8, -(-num_rows // (4 * num_threads))))
+def rows_per_task(num_rows: int, num_threads: int, *, tasks_per_thread: int) -> int:
+    """Rows for about so many tasks a thread, but at most eight: one slow image should not hold up many others."""
+    return max(1, min(8, -(-num_rows // (tasks_per_thread * num_threads))))

@@ -110,9 +110,9 @@ class Connection:
             sent = socket.send_fds(self._sock, [frame], list(fds)) if fds else 0
             self._sock.sendall(frame[sent:])
 
-    def receive(self, limit_s: float) -> list[Any] | None:
+    def receive(self, limit_s: float | None) -> list[Any] | None:
         """The messages that are now whole; None if nothing came within `limit_s`. EOFError at the end."""
-        if not self._poll.poll(1e3 * limit_s):
+        if limit_s is not None and not self._poll.poll(1e3 * limit_s):
             return None
         try:
             data, fds, _, _ = socket.recv_fds(self._sock, 1 << 16, _MAX_FDS)

@@ -16,8 +16,9 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
-from queue import SimpleQueue
+from collections import deque
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,26 +41,8 @@ _PR_SET_PDEATHSIG = 1
 def main(fd: int, parent_pid: int) -> None:
     """Serve the loader at the other end of socket `fd`. Does not return."""
     _die_with(parent_pid)
-    connection = Connection(socket.socket(fileno=fd))
-    hello, work = None, SimpleQueue[tuple["Slots", Work]]()
-    slots: Slots | None = None
-    while True:
-        try:
-            messages = connection.receive(_PARENT_POLL_S)
-        except EOFError:
-            os._exit(0)  # whatever a thread is making, nobody wants it
-        if os.getppid() != parent_pid:
-            os._exit(0)
-        for message in messages or ():
-            if isinstance(message, Work):
-                assert slots is not None, "work came before its ring"
-                work.put((slots, message))
-            elif isinstance(message, Ring):
-                slots = Slots(message, connection.take_fd())
-            elif isinstance(message, Hello):
-                assert hello is None, "a second hello came"
-                hello = message
-                _start(connection, hello, work)
+    threading.Thread(target=_watch_parent, args=(parent_pid,), daemon=True).start()
+    _Worker(Connection(socket.socket(fileno=fd))).run(0)
 
 
 class Slots:
@@ -80,48 +63,80 @@ class Slots:
         return np.ndarray((count, *self._ring.row_shape), self._dtype, buffer=buffer.data)
 
 
-def _start(connection: Connection, hello: Hello, work: SimpleQueue[tuple[Slots, Work]]) -> None:
-    """Take over the sample function and begin to work; or say why that cannot be."""
-    arena = Arena([connection.take_fd() for _ in range(hello.num_segments)])
-    hands_fd, report_fd = connection.take_fd(), connection.take_fd()
-    hands = Hands(map_file(hands_fd, os.fstat(hands_fd).st_size, writable=True))
-    os.close(hands_fd)
-    faulthandler.enable(report_fd)
-    faulthandler.register(STACK_SIGNAL, report_fd)
-    try:
-        if hello.script is not None:
-            import_main_script(hello.script)
-        sample, stats = arena.load(hello.stored)
-    except BaseException as error:
-        connection.send(Unable(_portable(error)))
-        return
-    finally:
-        arena.close()
-    for number in range(hello.num_threads):
-        hand = hello.number * hello.num_threads + number
-        threading.Thread(target=_work, args=(connection, work, sample, stats, hands, hand), daemon=True).start()
-    connection.send(Ready(_private_bytes()))
+class _Worker:
+    """The threads of this process. Whoever is free takes the next message: none only carries them to the others.
 
+    A thread for the socket alone would be woken for every message, and would interrupt the one that decodes.
+    """
 
-def _work(
-    connection: Connection,
-    queue: SimpleQueue[tuple[Slots, Work]],
-    sample: SampleFunction,
-    stats: Stats,
-    hands: Hands,
-    hand: int,
-) -> None:
-    clock = stats.clock
-    try:
-        while True:
-            slots, work = queue.get()
-            num_made, failure = _make_rows(slots, work, sample, hands, hand)
-            connection.send(Done(work.ticket, num_made, failure, clock.take(), _private_bytes()))
-    except OSError:  # the loader is gone; the main thread notices it too
-        return
-    except BaseException:  # a worker that lacks a thread would be waited for: let it be replaced
-        traceback.print_exc()
-        os._exit(1)
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._taking = threading.Lock()
+        self._works: deque[Work] = deque()
+        self._slots: Slots | None = None
+        self._hello: Hello | None = None
+        self._hands: Hands | None = None
+        self._sample: SampleFunction | None = None
+        self._stats = Stats()
+
+    def run(self, thread: int) -> None:
+        """Make what comes, until the process ends."""
+        try:
+            while True:
+                slots, work = self._next_work()
+                self._make(slots, work, thread)
+        except (EOFError, OSError):  # the loader is gone; whatever is being made, nobody wants it
+            os._exit(0)
+        except BaseException:  # a worker that lacks a thread would be waited for: let it be replaced
+            traceback.print_exc()
+            os._exit(1)
+
+    def _next_work(self) -> tuple[Slots, Work]:
+        with self._taking:
+            while not self._works:
+                for message in self._connection.receive(None) or ():
+                    self._hear(message)
+            assert self._slots is not None, "work came before its ring"
+            return self._slots, self._works.popleft()
+
+    def _hear(self, message: object) -> None:
+        if isinstance(message, Work):
+            self._works.append(message)
+        elif isinstance(message, Ring):
+            self._slots = Slots(message, self._connection.take_fd())
+        elif isinstance(message, Hello):
+            self._begin(message)
+
+    def _begin(self, hello: Hello) -> None:
+        """Take over the sample function and start the other threads; or say why that cannot be."""
+        self._hello = hello
+        connection = self._connection
+        arena = Arena([connection.take_fd() for _ in range(hello.num_segments)])
+        hands_fd, report_fd = connection.take_fd(), connection.take_fd()
+        self._hands = Hands(map_file(hands_fd, os.fstat(hands_fd).st_size, writable=True))
+        os.close(hands_fd)
+        faulthandler.enable(report_fd)
+        faulthandler.register(STACK_SIGNAL, report_fd)
+        try:
+            if hello.script is not None:
+                import_main_script(hello.script)
+            self._sample, self._stats = arena.load(hello.stored)
+        except BaseException as error:
+            connection.send(Unable(_portable(error)))
+            return
+        finally:
+            arena.close()
+        for thread in range(1, hello.num_threads):
+            threading.Thread(target=self.run, args=(thread,), daemon=True).start()
+        connection.send(Ready(_private_bytes()))
+
+    def _make(self, slots: Slots, work: Work, thread: int) -> None:
+        assert self._hello is not None, "work came before its hello"
+        assert self._hands is not None
+        assert self._sample is not None
+        hand = self._hello.number * self._hello.num_threads + thread
+        num_made, failure = _make_rows(slots, work, self._sample, self._hands, hand)
+        self._connection.send(Done(work.ticket, num_made, failure, self._stats.clock.take(), _private_bytes()))
 
 
 def _make_rows(slots: Slots, work: Work, sample: SampleFunction, hands: Hands, hand: int) -> tuple[int, Failure | None]:
@@ -178,6 +193,13 @@ def _private_bytes() -> int:
             return (resident - shared) * mmap.PAGESIZE
     except OSError:
         return 0
+
+
+def _watch_parent(parent_pid: int) -> None:
+    """End with the parent where the kernel does not see to it."""
+    while os.getppid() == parent_pid:
+        time.sleep(_PARENT_POLL_S)
+    os._exit(0)
 
 
 def _die_with(parent_pid: int) -> None:
