@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from pipeline.build_loader import build_executor, check_memory, resolve_backend
+from pipeline.build_prefetch import plan_delivery
 from pipeline.build_source import make_sampler, open_source, order_fingerprint
 from pipeline.build_store import Store, build_store
 from pipeline.build_transform import build_transform
 from pipeline.config import Backend, PipelineConfig, SamplerName, Transforms
-from pipeline.config.checks import ConfigError
 from pipeline.loader.batch import Batch
 from pipeline.loader.loader import EXIT_LIMIT_S, Loader
 from pipeline.loader.order import Order
@@ -22,10 +22,9 @@ from pipeline.loader.sample import MakeSample
 from pipeline.machine import num_cores, release_freed_memory
 from pipeline.main_script import refuse_while_importing
 from pipeline.pickling import check_picklable
-from pipeline.prefetch import BatchStage, PrefetchLoader, streams_for
+from pipeline.prefetch import PrefetchLoader
 from pipeline.sources import Source, Split
 from pipeline.stats import Stats
-from pipeline.transforms.device import BatchTransform
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -190,15 +189,9 @@ def assemble(
     copy of `source` whose arrays lie in memory they share, and no reference to `source` itself.
     """
     refuse_while_importing("a pipeline")
-    prefetch_device = _prefetch_device(config, device)
-    on_device = prefetch_device is not None and prefetch_device.type != "cpu"
-    # For a user who copies to the device himself: pages of torch's own allocator, never slots of ours.
-    pins = pin_memory and not on_device and torch.cuda.is_available()
-    if pins:
-        prefetch_device = torch.device("cpu")
-    streams = streams_for(prefetch_device) if on_device and prefetch_device is not None else None  # or refuse at once
+    delivery = plan_delivery(config, transforms, device, pin_memory=pin_memory, has_own_transform=function is not None)
     num_workers = config.loader.resolved_num_workers(num_cores())
-    backend = resolve_backend(config.loader, prefers_processes=on_device or function is not None)
+    backend = resolve_backend(config.loader, prefers_processes=delivery.on_device or function is not None)
     stats = Stats()
     with ExitStack() as resources:
         if hasattr(source, "close"):
@@ -207,12 +200,12 @@ def assemble(
         transform = build_transform(
             transforms,
             function,
-            normalise=not on_device,
+            normalise=not delivery.on_device,
             memory_format=memory_format,
             source=source,
             backend=backend,
             loader=config.loader,
-            prefetches=prefetch_device is not None,
+            prefetches=delivery.device is not None,
         )
         slots_bytes = check_memory(config, transform)
         arena = None
@@ -255,13 +248,8 @@ def assemble(
             num_epochs=num_epochs,
             stats=stats,
         )
-        normalises = on_device and function is None
-        stage = Batch.pin_memory if pins else _device_stage(config, transforms, on_device=normalises)
-        prefetcher = None
-        if prefetch_device is not None:
-            prefetcher = PrefetchLoader(
-                loader, prefetch_device, num_batches=config.prefetch.num_batches, stage=stage, streams=streams
-            )
+        prefetcher = delivery.prefetcher(loader)
+        if prefetcher is not None:
             resources.callback(prefetcher.close)
         # First of all, for it ends the wait of the prefetcher's thread.
         resources.callback(loader.close)
@@ -283,26 +271,3 @@ def _in_shared_memory(source: Source, resources: ExitStack, *, reserved_bytes: i
     if hasattr(shared, "close"):
         resources.callback(shared.close)
     return shared, arena
-
-
-def _prefetch_device(config: PipelineConfig, device: torch.device) -> torch.device | None:
-    wanted = config.prefetch.device
-    converts = config.prefetch.dtype != "float32"
-    if wanted == "auto":
-        # On the CPU the loader's own workers are ahead already: another thread would only be in their way.
-        return device if device.type == "cuda" or converts else None
-    if wanted == "none":
-        if converts:
-            raise ConfigError(f"prefetch.dtype={config.prefetch.dtype} needs prefetch=cpu or prefetch=cuda")
-        return None
-    return device if device.type == wanted else torch.device(str(wanted))
-
-
-def _device_stage(config: PipelineConfig, transforms: Transforms, *, on_device: bool) -> BatchStage | None:
-    dtype: torch.dtype = getattr(torch, config.prefetch.dtype)
-    if on_device:
-        transform = BatchTransform(transforms)
-        return lambda batch: batch.with_images(transform(batch.images, batch.draws, dtype))
-    if dtype is torch.float32:
-        return None
-    return lambda batch: batch.with_images(batch.images.to(dtype))

@@ -27,6 +27,7 @@ FLOW = [
     "loader",
     "prefetch",
     "build_loader",
+    "build_prefetch",
     "build_source",
     "build_store",
     "build_transform",
