@@ -19,7 +19,7 @@ from pipeline.loader.batch import Batch
 from pipeline.loader.loader import EXIT_LIMIT_S, Loader
 from pipeline.loader.order import Order
 from pipeline.loader.sample import MakeSample
-from pipeline.machine import num_cores, release_freed_memory
+from pipeline.machine import num_cores
 from pipeline.main_script import refuse_while_importing
 from pipeline.pickling import check_picklable
 from pipeline.prefetch import PrefetchLoader
@@ -211,7 +211,6 @@ def assemble(
         arena = None
         if backend is Backend.processes:
             source, arena = _in_shared_memory(source, resources, reserved_bytes=slots_bytes)
-            release_freed_memory()  # of the original, which is gone now
         store = build_store(
             source,
             config.cache,

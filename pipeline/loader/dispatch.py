@@ -18,7 +18,7 @@ from pipeline.loader.job import Task
 from pipeline.loader.reports import blame, death_report, stall, too_many_deaths
 from pipeline.loader.wire import Done, Failure, Hello, Ready, Ring, Unable, Work
 from pipeline.loader.worker_process import Launch, WorkerProcess
-from pipeline.machine import oom_kills
+from pipeline.machine import oom_kills, release_freed_memory
 from pipeline.shared import Arena
 from pipeline.stats import StageClock
 
@@ -84,6 +84,7 @@ class Dispatcher:
         """Rows that were in hand at a death: each is made alone, before anything else."""
         self._accused: set[int] = set()
         self._deaths = Deaths(crew.max_restarts)
+        self._has_released = False
         self._selector = selectors.DefaultSelector()
         # The two latest counts: one that rose with a death may have been read before that death was heard of.
         self._oom_kills = deque([oom_kills() or 0], maxlen=2)
@@ -196,6 +197,9 @@ class Dispatcher:
     def _hear(self, worker: WorkerProcess, message: object) -> None:
         if isinstance(message, Done):
             self._clock.merge(message.clock)
+            if not self._has_released:
+                self._has_released = True
+                release_freed_memory()  # of lists and arrays that became the shared index, let go by now
             worker.private_bytes = message.private_bytes
             worker.num_answers += 1
             _, task = worker.outstanding.pop(message.ticket)

@@ -11,9 +11,10 @@ LAST_LINES = 20
 
 def death_report(worker: WorkerProcess, death: Death, in_hand: list[str], for_memory: int) -> str:
     """How `worker` ended, with the samples it had `in_hand`; `for_memory` processes were killed by the kernel since."""
+    held = f"when last heard of it held {worker.private_bytes / 1e6:.0f} MB of its own"
     lines = [
         f"worker process {worker.number} (pid {worker.pid}) ended {death}; "
-        f"when last heard of it held {worker.private_bytes / 1e6:.0f} MB of its own"
+        + (held if worker.is_ready else "it had not begun to work")
     ]
     if for_memory:
         lines.append(f"the kernel killed {for_memory} for memory meanwhile (its oom_kill count rose)")
