@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from pipeline.build_loader import build_executor, check_memory, resolve_backend
+from pipeline.build_loader import build_executor, check_memory, describe_workers, resolve_backend
 from pipeline.build_prefetch import plan_delivery
 from pipeline.build_source import make_sampler, open_source, order_fingerprint
 from pipeline.build_store import Store, build_store
@@ -48,6 +48,8 @@ class Pipeline:
         loader: Loader,
         prefetcher: PrefetchLoader | None,
         resources: ExitStack,
+        workers: str,
+        own_transform: str | None = None,
     ) -> None:
         """Take ownership of the parts; `assemble` makes them."""
         refuse_while_importing("Pipeline")
@@ -58,6 +60,11 @@ class Pipeline:
         self._prefetcher = prefetcher
         self._batches: Loader | PrefetchLoader = loader if prefetcher is None else prefetcher
         self._resources = resources
+        self.workers = workers
+        """Who makes batches, in words: "2 worker processes"."""
+        self.keeps = store.kind
+        """What the cache keeps between epochs, `encoded` or `decoded` images; None: there is none."""
+        self._own_transform = own_transform
 
     def __len__(self) -> int:
         """Batches in a whole epoch; the same on every rank."""
@@ -68,10 +75,10 @@ class Pipeline:
         return iter(self._batches)
 
     def __repr__(self) -> str:
-        return (
-            f"Pipeline({self.num_samples} samples, batch_size={self.batch_size}, num_workers={self.num_workers}, "
-            f"augment={self.transforms.augment}, size={self.transforms.size})"
-        )
+        what = f"augment={self.transforms.augment}, size={self.transforms.size}"
+        if self._own_transform is not None:
+            what = f"transform={self._own_transform}"
+        return f"Pipeline({self.num_samples} samples, batch_size={self.batch_size}, {self.workers}, {what})"
 
     @property
     def dataset(self) -> Source:
@@ -254,7 +261,14 @@ def assemble(
         resources.callback(loader.close)
         owned = resources.pop_all()
     return Pipeline(
-        source=source, transforms=transforms, store=store, loader=loader, prefetcher=prefetcher, resources=owned
+        source=source,
+        transforms=transforms,
+        store=store,
+        loader=loader,
+        prefetcher=prefetcher,
+        resources=owned,
+        workers=describe_workers(config.loader, backend),
+        own_transform=None if function is None else getattr(function, "__qualname__", type(function).__name__),
     )
 
 

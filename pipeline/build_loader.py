@@ -42,6 +42,17 @@ def resolve_backend(config: LoaderConfig, *, prefers_processes: bool) -> Backend
     return wanted
 
 
+def describe_workers(config: LoaderConfig, backend: Backend) -> str:
+    """Who makes batches, for people: "2 worker processes of 2 threads"."""
+    num_workers = config.resolved_num_workers(num_cores())
+    if num_workers == 0:
+        return "no workers"
+    kind = "worker process" if backend is Backend.processes else "worker thread"
+    many = "" if num_workers == 1 else "es" if backend is Backend.processes else "s"
+    threads = f" of {config.threads_per_worker} threads" if config.threads_per_worker > 1 else ""
+    return f"{num_workers} {kind}{many}{threads}"
+
+
 def build_executor(
     config: LoaderConfig,
     sample: MakeSample,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -33,8 +32,6 @@ GIB = 2**30
 HEADERS_READ = 32
 """Images whose header is read to estimate how large all of them are when decoded."""
 
-_log = logging.getLogger(__name__)
-
 
 @dataclass(slots=True)
 class Store:
@@ -42,6 +39,8 @@ class Store:
 
     load: Callable[[int], Sample]
     cache: LRUCache[int, Sample] | None = None
+    kind: str | None = None
+    """What is kept, `encoded` or `decoded`; None: nothing is."""
 
 
 def build_store(
@@ -87,16 +86,16 @@ def build_store(
         if preloading.mode == "ram":
             kept_images = min(len(source), cache.max_images or len(source))
             samples = preload(load, kept_images, num_threads=num_threads, name=name)
-            return Store(Filled(_within(samples, kept_images, budget_bytes, name), arena, rest=load))
+            return Store(Filled(_within(samples, kept_images, budget_bytes, name), arena, rest=load), kind=kind)
         max_images = None if cache.max_images is None else -(-cache.max_images // num_processes)
         own = policy(max_images, max_bytes=budget_bytes // num_processes, size_of=sample_bytes)
-        return Store(CachedLoad(load, own))
+        return Store(CachedLoad(load, own), kind=kind)
     kept = policy(cache.max_images, max_bytes=budget_bytes, size_of=sample_bytes)
     cached = CachedLoad(load, kept)
     if preloading.mode == "ram":
         _fill(cached, len(source), cache, num_threads=num_threads, name=name)
         kept.reset_counts()  # filling it asked for what could not be there
-    return Store(cached, kept)
+    return Store(cached, kept, kind)
 
 
 def _budget_bytes(cache: Cache) -> int:
@@ -120,15 +119,7 @@ def _resolve_kind(cache: Cache, source: Source, transforms: Transforms, budget_b
     kept = len(source) if cache.max_images is None else min(len(source), cache.max_images)
     # An estimate: with less than a tenth to spare, all of them might not fit after all.
     needed_bytes = 1.1 * _mean_decoded_bytes(source, transforms) * kept
-    kind = "decoded" if needed_bytes <= budget_bytes else "encoded"
-    _log.info(
-        "cache.store=auto keeps %s samples: %d decoded ones need about %.1f GiB of %.1f",
-        kind,
-        kept,
-        needed_bytes / GIB,
-        budget_bytes / GIB,
-    )
-    return kind
+    return "decoded" if needed_bytes <= budget_bytes else "encoded"
 
 
 def _mean_decoded_bytes(source: Source, transforms: Transforms) -> float:

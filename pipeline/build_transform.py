@@ -56,7 +56,18 @@ def build_transform(
     _check_callable(function, backend)
     # Tried on a copy where one will be sent: what a call leaves in it, a lock or a handle, must not travel.
     tried = pickle.loads(pickle.dumps(function)) if backend is Backend.processes else function
-    probed = probe(tried, _first_image(source, options.max_side), memory_format=memory_format)
+    id, pixels = _first_image(source, options.max_side)
+    try:
+        probed = probe(tried, pixels, memory_format=memory_format)
+    except Exception as error:
+        error.add_note(f"when transform was tried out in this process, sample id {id}, {source.where(id)}")
+        raise
+    if not probed.is_repeatable:
+        warnings.warn(
+            "transform gave two results for one image and one seed: it keeps a generator or a state of its own, so its "
+            "results depend on the number of workers; draw from random, numpy.random or torch",
+            stacklevel=4,
+        )
     if backend is Backend.processes:
         if probed.draws_globally and loader.threads_per_worker > 1:
             raise ConfigError(
@@ -86,8 +97,8 @@ def _check_callable(function: Callable[..., Any], backend: Backend) -> None:
         check_picklable(function, "transform", cure)
 
 
-def _first_image(source: Source, max_side: int | None) -> NDArray[np.uint8]:
-    """Upright RGB pixels of the first sample that can be decoded, as the callable will see them."""
+def _first_image(source: Source, max_side: int | None) -> tuple[int, NDArray[np.uint8]]:
+    """Id and upright RGB pixels of the first sample that can be decoded, as the callable will see them."""
     failures: list[Exception] = []
     for id in range(min(PROBED, len(source))):
         try:
@@ -96,7 +107,7 @@ def _first_image(source: Source, max_side: int | None) -> NDArray[np.uint8]:
         except (OSError, ValueError) as error:  # the loop that wants this sample meets the error, at its place
             failures.append(error)
         else:
-            return shrink_to(pixels, max_side)
+            return id, shrink_to(pixels, max_side)
     raise ConfigError(
         f"transform cannot be tried out: none of the first {len(failures)} samples can be decoded; "
         f"the first of them: {failures[0] if failures else 'there is none'}"

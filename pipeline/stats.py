@@ -56,6 +56,7 @@ class Stats:
         self.samples = 0
         self.wait_s = 0.0
         self.copied_batches = 0
+        self.worker_deaths = 0
 
     def __reduce__(self) -> tuple[type[Stats], tuple[()]]:
         # What another process counts, it counts from 0; its clocks' contents come back by `StageClock.take`.
@@ -87,6 +88,7 @@ class Stats:
             "samples": self.samples,
             "wait_s": self.wait_s,
             "copied_batches": self.copied_batches,
+            "worker_deaths": self.worker_deaths,
         }
         stages = dict.fromkeys(STAGES) | dict.fromkeys(name for clock in clocks for name in tuple(clock.seconds))
         for stage in stages:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from pipeline.sources import FileSource
 
@@ -137,6 +139,25 @@ def takes_a_millisecond(id: int) -> None:
         pass
 
 
+@dataclass
+class Starts:
+    """Starts a process that would go on for ever and writes its number to a `watching.Fifo`."""
+
+    path: Path
+
+    def __call__(self, id: int) -> None:
+        process = subprocess.Popen(["sleep", "100000"])
+        with open(self.path, "w") as fifo:
+            fifo.write(f"{process.pid} {id}\n")
+
+
+def raises_with_a_cause(id: int) -> None:
+    try:
+        raise KeyError("inner")
+    except KeyError as error:
+        raise ValueError("outer") from error
+
+
 def prints(id: int) -> None:
     print(f"sample {id} says hello")  # noqa: T201
     print(f"sample {id} complains", file=sys.stderr)  # noqa: T201
@@ -223,6 +244,38 @@ class Raise:
 
     def fails_to_load(self) -> bytes:
         raise ERRORS[self.name]()
+
+
+class HasScratch:
+    """A user's transform that paints into an array of its own, and returns it."""
+
+    def __init__(self) -> None:
+        self._scratch = np.zeros((3, 40, 40), np.uint8)
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        self._scratch[...] = np.asarray(image.resize((40, 40))).transpose(2, 0, 1)
+        return self._scratch
+
+
+class OpensALockLater:
+    """A user's transform that cannot be pickled after its first call; writes "pid number-of-the-call" to a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.num_calls = 0
+        self._path = path
+        self._lock: Any = None
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        self._lock = self._lock or threading.Lock()
+        with self._lock, self._path.open("a") as file:
+            self.num_calls += 1
+            file.write(f"{os.getpid()} {self.num_calls}\n")
+        return np.asarray(image.resize((2, 2))).transpose(2, 0, 1)
+
+
+def draws_without_torch(_: Image.Image) -> np.ndarray:
+    """A user's transform that draws from the two generators that need no torch."""
+    return np.random.rand(3, 2, 2) + random.random()
 
 
 class OnePicture(FileSource):

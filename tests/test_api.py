@@ -142,7 +142,7 @@ def test_no_paths_at_all_are_refused() -> None:
 def test_a_public_loader_says_what_it_is_and_the_package_lists_its_names(jpegs: list[Path]) -> None:
     assert set(pipeline.__all__) <= set(dir(pipeline))
     with create_dataloader(jpegs, labels_of(jpegs), 4, num_workers=0, img_size=16) as loader:
-        assert repr(loader) == "Pipeline(23 samples, batch_size=4, num_workers=0, augment=standard, size=16)"
+        assert repr(loader) == "Pipeline(23 samples, batch_size=4, no workers, augment=standard, size=16)"
 
 
 def test_a_missing_label_is_refused(jpegs: list[Path]) -> None:

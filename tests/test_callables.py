@@ -337,7 +337,7 @@ def test_a_probe_finds_the_format_and_whether_chance_is_global_and_changes_nothi
 ) -> None:
     before = generator_states()
     for memory_format in ("channels_last", "contiguous"):
-        row, draws_globally = probe(function, photo(0), memory_format=memory_format)
+        row, draws_globally, _ = probe(function, photo(0), memory_format=memory_format)
         expected = shape if memory_format == "channels_last" else (3, *shape[:2])
         assert (row.row_shape, row.dtype, draws_globally) == (expected, np.dtype(dtype), draws)
         transform = CallableTransform(function, row=row, seeding=Seeding.borrowed)
@@ -491,3 +491,19 @@ def test_wrong_arguments_are_refused_by_name() -> None:
         probe(planes, photo(0), memory_format="planes")
     with pytest.raises(ValueError, match="'some' is not a valid Seeding"):
         CallableTransform(planes, row=row, seeding="some")  # type: ignore[arg-type]
+
+
+def test_a_callable_with_a_state_of_its_own_is_told_from_one_without() -> None:
+    class Counts:
+        calls = 0
+
+        def __call__(self, image: Image.Image) -> np.ndarray:
+            self.calls += 1
+            return np.full((3, *image.size), self.calls, np.uint8)
+
+    pixels = photo(0)
+    assert not probe(Counts(), pixels).is_repeatable
+    generator = np.random.default_rng(0)
+    assert not probe(lambda image: generator.random((3, *image.size)), pixels).is_repeatable
+    assert probe(lambda image: np.random.rand(3, *image.size), pixels).is_repeatable
+    assert probe(lambda image: np.zeros((3, *image.size)), pixels).is_repeatable

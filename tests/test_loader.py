@@ -404,3 +404,21 @@ def test_wrong_sizes_and_ranks_are_refused_by_name() -> None:
             loader.set_epoch(-1)
     with pytest.raises(ValueError, match=r"loader\.prefetch_factor must be >= 1, got 0"):
         make_loader(FakeSample(), num_workers=1, prefetch_factor=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"position": 3}, r"position=3, which is not the beginning of a global batch of 4"),
+        ({"position": 1000}, r"position=1000, which is not the beginning"),
+        ({"position": "8"}, r"position='8', which no loader has given"),
+        ({"epoch": -1}, r"epoch=-1, which no loader has given"),
+        ({"global_batch_size": 0}, r"global_batch_size=0, which no loader has given"),
+    ],
+)
+def test_a_state_that_no_loader_has_given_is_refused(change: dict[str, object], message: str) -> None:
+    with make_loader(FakeSample()) as loader:
+        state = loader.state_dict()
+        with pytest.raises(ValueError, match=message):
+            loader.load_state_dict(state | change)
+        assert len(list(loader)) == 5

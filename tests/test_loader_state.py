@@ -17,6 +17,7 @@ from samples import Painted
 from watching import script, workers_left_by
 
 from pipeline import create_dataloader
+from pipeline.build_source import order_fingerprint
 from pipeline.sampler import ShuffleSampler
 
 GLOBAL_BATCH = 4
@@ -222,3 +223,18 @@ def test_resuming_costs_the_same_at_every_position_of_a_million(name: str, posit
         expected = ShuffleSampler(1_000_000, seed=0).ids(3, np.arange(position, position + 4))
         assert batch.ids.tolist() == expected.tolist()
         assert sampler.asked <= 4 * (1 + 2), "more was planned than what is in flight"
+
+
+def test_what_a_state_belongs_to_is_found_out_once(jpegs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(*parts: Any) -> str:
+        calls.append(parts)
+        return order_fingerprint(*parts)
+
+    monkeypatch.setattr("pipeline.build.order_fingerprint", counted)
+    with create_dataloader(jpegs, list(range(23)), 4, num_workers=0, img_size=16, cache_size=0) as loader:
+        assert not calls, "a loader whose state nobody asks for need not hash its paths"
+        states = [loader.state_dict() for _ in loader]
+        loader.load_state_dict(states[0])
+    assert len(calls) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 from contracts import assert_same_batches, digest
 from PIL import Image
+from samples import HasScratch, OpensALockLater, draws_without_torch
 from torchvision import transforms as torchvision_transforms
 
 from pipeline import create_dataloader
@@ -134,6 +136,32 @@ def test_what_a_transform_would_silence_is_refused(jpegs: list[Path]) -> None:
     for options in ({"augment": "light"}, {"resize": "exact"}, {"decode": "scaled"}):
         with pytest.raises(ValueError, match="transform replaces the built-in transforms"):
             make(jpegs, shrink, **options)
+
+
+def test_a_worker_of_one_thread_seeds_what_its_transform_draws_from(jpegs: list[Path]) -> None:
+    with (
+        make(jpegs[:8], draws_without_torch, num_workers=0) as serial,
+        make(jpegs[:8], draws_without_torch) as processes,
+    ):
+        assert_same_batches([serial, processes])
+
+
+def test_a_transform_may_write_to_an_array_of_its_own_in_worker_processes(jpegs: list[Path]) -> None:
+    transform = HasScratch()
+    with make(jpegs, transform, num_workers=0) as serial, make(jpegs, transform, num_workers=2) as processes:
+        assert_same_batches([serial, processes])
+
+
+def test_a_transform_that_opens_a_lock_at_its_first_call_can_be_sent_and_begins_there_anew(
+    jpegs: list[Path], tmp_path: Path
+) -> None:
+    transform = OpensALockLater(tmp_path / "calls")
+    with make(jpegs[:8], transform, num_workers=1, shuffle=False) as loader:
+        list(loader)
+    calls = [tuple(map(int, line.split())) for line in (tmp_path / "calls").read_text().splitlines()]
+    of_worker = [number for pid, number in calls if pid != os.getpid()]
+    assert of_worker[:8] == list(range(1, 9))  # and whatever it made ahead of the next epoch
+    assert transform.num_calls == 0, "the user's own object was called"
 
 
 def run_script(directory: Path, text: str, *jpegs: Path) -> subprocess.CompletedProcess[str]:

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -22,8 +23,21 @@ import pytest
 import torch
 from contracts import assert_same_batches, digest
 from fakes import FakeSample, jpeg_bytes, make_loader, photo, write_jpegs
-from samples import ERRORS, For, Painted, Pixels, Raise, Record, exits, named, takes_a_millisecond
-from watching import SOAK, TESTS, environment, run_aside, run_script, script, workers_of
+from samples import (
+    ERRORS,
+    Block,
+    For,
+    Painted,
+    Pixels,
+    Raise,
+    Record,
+    Tell,
+    exits,
+    named,
+    raises_with_a_cause,
+    takes_a_millisecond,
+)
+from watching import ANSWER_S, SOAK, TESTS, Fifo, environment, run_aside, run_script, script, workers_of
 
 from pipeline import create_dataloader
 from pipeline.build import build_pipeline
@@ -39,6 +53,7 @@ from pipeline.config import (
 )
 from pipeline.config import Loader as LoaderConfig
 from pipeline.loader.sample import MakeSample
+from pipeline.sampler import SequentialSampler
 from pipeline.stats import Stats
 from pipeline.transforms.sample import SampleTransform
 
@@ -113,6 +128,18 @@ def test_all_threads_of_all_workers_take_part(tmp_path: Path) -> None:
             assert len(os.listdir(f"/proc/{pid}/task")) == 1 + 3
     assert {record["pid"] for record in records(seen)} == pids
     assert sorted(record["id"] for record in records(seen)) == list(range(300))
+
+
+def test_work_that_was_abandoned_is_not_made(told: Fifo, gate: Fifo) -> None:
+    sample = Painted(Tell(told.path), Block(gate.path))
+    with processes(sample, num_samples=16, batch_size=16, sampler=SequentialSampler(16)) as loader:
+        iterator = iter(loader)
+        assert told.told()[1] == 0
+        loader._executor.abandon()
+        gate.let_through(16)
+        assert loader._pending[0].wait(ANSWER_S)
+        assert not told.has_more(), "the rest of the task in hand was made"
+        del iterator
 
 
 def test_what_workers_print_arrives(tmp_path: Path) -> None:
@@ -302,6 +329,15 @@ def test_an_error_arrives_with_its_type_its_words_its_traceback_and_its_sample(n
         assert len(workers_of(os.getpid())) == 1, "an error ended its worker"
 
 
+def test_the_cause_of_an_error_is_told_beside_it() -> None:
+    with processes(Painted(For({0, 1, 2, 3}, raises_with_a_cause)), num_samples=4) as loader:
+        with pytest.raises(ValueError, match="outer") as caught:
+            next(iter(loader))
+        told = "\n".join(caught.value.__notes__)
+    for words in ("KeyError: 'inner'", "direct cause", "ValueError: outer", "in raises_with_a_cause"):
+        assert words in told
+
+
 def _words(error: BaseException) -> str:
     try:
         return str(error)
@@ -346,6 +382,25 @@ def test_slots_that_do_not_fit_are_refused_before_the_first_batch(
     assert not workers_of(os.getpid())
     monkeypatch.setattr("pipeline.build_loader.available_bytes", lambda: needed)
     images(jpegs, backend=backend, num_workers=num_workers).close()
+
+
+def test_slots_and_what_workers_share_must_fit_together(jpegs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    slots_bytes = (2 * 2 + 2) * 4 * 16 * 16 * 3 * 4
+    for module in ("pipeline.build_loader", "pipeline.shared"):
+        monkeypatch.setattr(f"{module}.available_bytes", lambda: slots_bytes + 100)
+    with pytest.raises(ConfigError) as caught:
+        images(jpegs)
+    words = str(caught.value)
+    shared = re.search(r"needs ([\d,]+) bytes beside ([\d,]+) of batches in flight", words)
+    assert shared is not None, words
+    assert int(shared[2].replace(",", "")) == slots_bytes
+    assert 100 < int(shared[1].replace(",", "")) < slots_bytes, "each of them must fit alone"
+    assert f"{slots_bytes + 100:,} are available" in words
+    assert "\n" not in words
+    assert not workers_of(os.getpid())
+    for module in ("pipeline.build_loader", "pipeline.shared"):
+        monkeypatch.setattr(f"{module}.available_bytes", lambda: slots_bytes + 1_000_000)
+    images(jpegs).close()
 
 
 # Starting under load.

@@ -122,6 +122,18 @@ def test_loaded_arrays_are_read_only_views_of_the_same_memory() -> None:
     arena.close()
 
 
+def test_what_another_process_writes_to_its_arrays_is_its_own() -> None:
+    arena = Arena()
+    stored = arena.store(np.arange(1000))
+    one, other = (Arena([os.dup(fd) for fd in arena.fds]) for _ in range(2))
+    array = one.load(stored)
+    array[:] = 7
+    np.testing.assert_array_equal(arena.load(stored), np.arange(1000))
+    np.testing.assert_array_equal(other.load(stored), np.arange(1000))
+    for each in (arena, one, other):
+        each.close()
+
+
 def test_an_array_that_lies_in_the_arena_is_not_written_again() -> None:
     arena = Arena()
     big = arena.load(arena.store(np.arange(100_000)))

@@ -1,4 +1,4 @@
-"""Worker processes that die, crash, stop or never answer; and parents that end at the worst moment."""
+"""Worker processes that die: what is made again, who is blamed, and when it is enough."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import random
 import re
 import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from contracts import digest, worker_threads
+import torch
+from contracts import digest
+from crews import expected, processes
 from fakes import FakeSample, make_loader
 from samples import (
     Block,
@@ -25,11 +26,9 @@ from samples import (
     Tell,
     aborts,
     exits,
-    holds_the_gil_for_ever,
     is_killed,
     named,
     reads_a_null_pointer,
-    sleeps_for_ever,
     takes_a_millisecond,
 )
 from watching import (
@@ -40,46 +39,21 @@ from watching import (
     Watch,
     children,
     run_aside,
-    run_script,
-    script,
     send_signal,
-    shared_descriptors,
     wait_until_ready,
     workers_begun,
-    workers_left_by,
     workers_of,
 )
 
 from pipeline import create_dataloader
 from pipeline.loader import dispatch
-from pipeline.loader.errors import WorkerDiedError, WorkerStalledError
-from pipeline.loader.loader import Loader
-from pipeline.sampler import SequentialSampler
+from pipeline.loader.errors import WorkerDiedError
 
 CRASHES = {
     "segmentation fault": (reads_a_null_pointer, "SIGSEGV"),
     "abort": (aborts, "SIGABRT"),
     "exit": (exits, "exit code 3"),
 }
-
-
-def processes(sample: Callable[..., None], **options: Any) -> Loader:
-    """Worker processes over `sample`, in order of id unless told otherwise."""
-    num_samples = options.setdefault("num_samples", 20)
-    options.setdefault("sampler", SequentialSampler(num_samples))
-    options.setdefault("num_workers", 1)
-    return make_loader(sample, backend="processes", **options)
-
-
-def expected(epochs: int = 1, **options: Any) -> list[list[str]]:
-    """The digests of an undisturbed run, epoch by epoch."""
-    num_samples = options.setdefault("num_samples", 20)
-    options.setdefault("sampler", SequentialSampler(num_samples))
-    with make_loader(FakeSample(), **options) as loader:
-        return [[digest(batch) for batch in loader] for _ in range(epochs)]
-
-
-# Deaths.
 
 
 class Killer:
@@ -323,277 +297,70 @@ def test_a_dead_worker_that_the_program_has_waited_for_is_replaced(told: Fifo, g
         assert result(ANSWER_S) == expected(batch_size=1)[0]
 
 
-# Stalls.
-
-STALLS = {
-    "sleeps": (sleeps_for_ever, "sleeps_for_ever"),
-    "holds the GIL": (holds_the_gil_for_ever, "holds_the_gil_for_ever"),
-    "reads a pipe": (None, "waits_at_a_fifo"),
-}
-
-
-@pytest.mark.parametrize("stall", STALLS)
-def test_a_sample_that_never_returns_is_an_error_with_its_workers_stack(stall: str, gate: Fifo) -> None:
-    act, function = STALLS[stall]
-    sample = Painted(For({6}, act or Block(gate.path)))
-    with processes(sample, num_workers=2, stall_timeout_s=0.5) as loader:
-        iterator = iter(loader)
-        assert digest(next(iterator)) == expected()[0][0]
-        result = run_aside(lambda: next(iterator))
-        with pytest.raises(WorkerStalledError) as caught:
-            result(ANSWER_S)
-        words = str(caught.value)
-        for word in (function, "sample id 6", named(6), "loader.stall_timeout_s=0.5", "pid "):
-            assert word in words
-        with Watch(workers_of(os.getpid())) as watch:
-            assert not watch.remaining(GONE_S)
-        with pytest.raises(RuntimeError, match="ended earlier"):
-            iter(loader)
-    loader.close()
+def kill_all_workers() -> None:
+    """Return when they are dead."""
+    pids = workers_of(os.getpid())
+    assert pids
+    with Watch(pids) as watch:
+        for pid in pids:
+            send_signal(pid, signal.SIGKILL)
+        assert not watch.remaining(GONE_S)
 
 
-def test_a_thread_that_never_returns_is_an_error_with_its_name_and_stack(told: Fifo, gate: Fifo) -> None:
-    sample = Painted(For({6}, Tell(told.path)), For({6}, Block(gate.path)))
-    loader = make_loader(sample, sampler=SequentialSampler(20), num_workers=2, stall_timeout_s=0.5)
-    with loader:
-        iterator = iter(loader)
-        batch = next(iterator)
-        result = run_aside(lambda: next(iterator))
-        told.told()
-        with pytest.raises(WorkerStalledError) as caught:
-            result(ANSWER_S)
-        words = str(caught.value)
-        for word in ("waits_at_a_fifo", "sample id 6", named(6), "stall_timeout_s=0.5", "headrace-worker-"):
-            assert word in words
-        with pytest.raises(RuntimeError, match="stalled earlier"):
-            iter(loader)
-    loader.close()  # returns, though a thread is still at it
-    assert len(worker_threads()) == 1
-    assert digest(batch) == expected()[0][0]
-    gate.let_through()
-    for thread in worker_threads():
-        thread.join(ANSWER_S)
-    assert digest(batch) == expected()[0][0], "the stalled thread wrote to a slot that was lent"
-
-
-@pytest.mark.parametrize("is_busy", [True, False], ids=["with a sample in hand", "with nothing in hand"])
-def test_a_worker_that_is_stopped_is_an_error(is_busy: bool, told: Fifo, gate: Fifo) -> None:
-    sample = Painted(Tell(told.path), Block(gate.path))
-    with processes(sample, batch_size=1, stall_timeout_s=0.5, prefetch_factor=1) as loader:
-        gate.let_through()
-        iterator = iter(loader)
-        pid, _ = told.told()
-        if is_busy:
-            next(iterator)
-            told.told()
-        else:
-            loader._wait(loader._pending[0])  # made, and nothing else is asked for
-        send_signal(pid, signal.SIGSTOP)
-        result = run_aside(lambda: [next(iterator), next(iterator)])
-        try:
-            with pytest.raises(WorkerStalledError, match=f"pid {pid}"):
-                result(20.0)
-        finally:
-            gate.let_through(2)
-            send_signal(pid, signal.SIGCONT)
-        with Watch({pid}) as watch:
-            assert not watch.remaining(GONE_S)
-
-
-def test_a_worker_that_is_stopped_while_it_starts_is_an_error() -> None:
-    with processes(Painted(), stall_timeout_s=1.0) as loader:
-        send_signal(min(workers_begun(1)), signal.SIGSTOP)
-        result = run_aside(lambda: list(loader))
-        with pytest.raises(WorkerStalledError, match="has not started"):
-            result(ANSWER_S)
-
-
-def test_slow_samples_are_no_stall_while_each_of_them_returns(told: Fifo, gate: Fifo) -> None:
-    sample = Painted(Tell(told.path), Block(gate.path))
-    with processes(sample, batch_size=4, num_samples=4, stall_timeout_s=2.0) as loader:
-        result = run_aside(lambda: [digest(batch) for batch in loader])
-        for _ in range(4):
-            told.told()
-            threading.Event().wait(0.8)  # together longer than a sample may take
-            gate.let_through()
-        assert result(ANSWER_S) == expected(num_samples=4)[0]
+IMAGES: dict[str, Any] = {"num_workers": 2, "img_size": 16, "cache_size": 0, "backend": "processes", "seed": 5}
 
 
 @pytest.mark.parametrize("prefetch_device", [None, "cpu"])
-def test_closing_returns_while_a_sample_never_does(
-    prefetch_device: str | None, tmp_path: Path, jpegs: list[Path]
-) -> None:
-    blocked = tmp_path / "blocked.jpg"
-    os.mkfifo(blocked)
-    paths = [*jpegs[:6], blocked, *jpegs[6:]]
-    loader = create_dataloader(
-        paths,
-        list(range(24)),
-        4,
-        num_workers=1,
-        img_size=16,
-        cache_size=0,
-        shuffle=False,
-        backend="processes",
-        prefetch_device=prefetch_device,
-    )
-    fd = os.open(blocked, os.O_RDWR)  # else its reader would wait for somebody to open it, uninterruptibly for us
-    try:
-        iterator = iter(loader)
-        assert next(iterator).ids.tolist() == [0, 1, 2, 3]
-        closing = run_aside(loader.close)
-        closing(20.0)
-    finally:
-        for pid in workers_of(os.getpid()):
-            send_signal(pid, signal.SIGKILL)
-        os.close(fd)
-        loader.close()
-
-
-# The parent's end.
-
-PARENT = """
-import os, signal, sys, threading
-from pathlib import Path
-from fakes import make_loader
-from pipeline.sampler import SequentialSampler
-from samples import Block, Both, For, Painted, Tell, holds_the_gil_for_ever, takes_a_millisecond
-
-moment, gate, told = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-never_ends = {"blocked": Block(gate), "holding the GIL": holds_the_gil_for_ever}.get(moment)
-act = For({40}, Both(Tell(told), never_ends)) if never_ends else takes_a_millisecond
-many = {"num_samples": 100_000, "sampler": SequentialSampler(100_000)}
-loader = make_loader(Painted(act), backend="processes", num_workers=2, **many)
-if moment == "start":
-    print("now", os.getpid(), flush=True)
-    threading.Event().wait()
-iterator = iter(loader)
-next(iterator)
-if moment == "sibling":
-    child = os.fork()
-    if child == 0:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        print("sibling", os.getpid(), flush=True)
-        threading.Event().wait()
-print("now", os.getpid(), flush=True)
-for _ in iterator:
-    pass
-"""
-
-
-@pytest.mark.parametrize(
-    ("number", "moment"),
-    [
-        (signal.SIGKILL, "start"),
-        (signal.SIGKILL, "middle"),
-        (signal.SIGKILL, "holding the GIL"),
-        (signal.SIGKILL, "sibling"),
-        (signal.SIGINT, "blocked"),
-        (signal.SIGTERM, "middle"),
-    ],
-    ids=lambda value: getattr(value, "name", value),
-)
-def test_no_worker_outlives_its_parent(
-    number: signal.Signals, moment: str, tmp_path: Path, gate: Fifo, told: Fifo
-) -> None:
-    with script(tmp_path, PARENT, moment, gate.path, told.path) as parent:
-        assert parent.stdout is not None
-        lines: dict[str, int] = {}
-        while "now" not in lines or (moment == "sibling" and "sibling" not in lines):
-            word, pid = parent.stdout.readline().split()
-            lines[word] = int(pid)
-        if moment in ("blocked", "holding the GIL"):
-            told.told()
-        workers = workers_of(parent.pid)
-        try:
-            assert moment == "start" or len(workers) == 2
-            with Watch(workers) as watch:
-                parent.send_signal(number)
-                parent.wait(ANSWER_S)
-                assert not watch.remaining(GONE_S)
-            assert not workers_left_by(parent.pid)
-        finally:
-            if "sibling" in lines:
-                os.kill(lines["sibling"], signal.SIGKILL)
-
-
-def test_the_interpreter_exits_with_a_loader_of_processes_left_open(tmp_path: Path) -> None:
-    text = (
-        "from fakes import make_loader\nfrom samples import Painted, takes_a_millisecond\n"
-        "loader = make_loader(Painted(takes_a_millisecond), backend='processes', num_samples=1000, num_workers=2)\n"
-        "iterator = iter(loader); kept = [next(iterator) for _ in range(20)]\n"
-        "print('left', len(kept))\n"
-    )
-    assert run_script(tmp_path, text) == "left 20\n"
-
-
-@pytest.mark.parametrize("backend", ["processes", "threads"])
-def test_the_interpreter_exits_while_a_sample_never_returns(backend: str, tmp_path: Path, gate: Fifo) -> None:
-    text = (
-        "import sys\nfrom pathlib import Path\nfrom fakes import make_loader\n"
-        "from pipeline.loader.errors import WorkerStalledError\nfrom samples import Block, For, Painted\n"
-        "sample = Painted(For({6}, Block(Path(sys.argv[1]))))\n"
-        f"loader = make_loader(sample, backend={backend!r}, num_workers=2, stall_timeout_s=0.5)\n"
-        "try:\n    list(loader)\nexcept WorkerStalledError:\n    print('stalled')\n"
-    )
-    assert run_script(tmp_path, text, gate.path) == "stalled\n"
-
-
-def test_a_collected_loader_of_processes_leaves_nothing() -> None:
-    descriptors, processes_before = shared_descriptors(), children()
-    loader = processes(Painted(), num_workers=2)
-    iterator = iter(loader)
-    batch = next(iterator)
-    with Watch(workers_of(os.getpid())) as watch:
-        del loader, iterator
-        gc.collect()
-        assert not watch.remaining(GONE_S)
-    assert (shared_descriptors(), children(), worker_threads()) == (descriptors, processes_before, set())
-    assert digest(batch) == expected()[0][0], "a batch died with its loader"
-
-
-def test_a_collected_pipeline_of_processes_leaves_nothing(jpegs: list[Path]) -> None:
-    before = shared_descriptors()
-    loader = create_dataloader(jpegs, list(range(23)), 4, num_workers=1, img_size=16, cache_size=0, backend="processes")
-    next(iter(loader))
-    arenas = [fd for fd in os.listdir("/proc/self/fd") if _refers_to(fd, "memfd:headrace-data")]
-    del loader
+def test_a_loader_that_only_its_loop_knows_replaces_its_workers(prefetch_device: str | None, jpegs: list[Path]) -> None:
+    paths, labels = jpegs * 4, list(range(92))
+    with create_dataloader(paths, labels, 4, **IMAGES | {"num_workers": 0}) as serial:
+        undisturbed = [(images.clone(), labels) for images, labels in serial]
+    seen: list[Any] = []
+    for images, numbers in create_dataloader(paths, labels, 4, prefetch_device=prefetch_device, **IMAGES):
+        if not seen:
+            gc.collect()
+            kill_all_workers()
+        seen.append((images.clone(), numbers))
     gc.collect()
-    left = shared_descriptors()
-    for fd in arenas:  # so that only this test fails
-        if _refers_to(fd, "memfd:headrace-data"):
-            os.close(int(fd))
-    assert left == before
+    assert len(seen) == len(undisturbed)
+    for (images, numbers), (other_images, other_numbers) in zip(seen, undisturbed, strict=True):
+        assert torch.equal(images, other_images)
+        assert torch.equal(numbers, other_numbers)
 
 
-def _refers_to(fd: str, name: str) -> bool:
-    path = f"/proc/self/fd/{fd}"
-    return os.path.lexists(path) and name in os.readlink(path)
+@pytest.mark.parametrize("prefetch_device", [None, "cpu"])
+def test_a_batch_of_a_loader_that_nobody_knows_outlives_it(prefetch_device: str | None, jpegs: list[Path]) -> None:
+    with create_dataloader(jpegs, range(23), 4, **IMAGES | {"num_workers": 0}) as serial:
+        undisturbed = digest(next(iter(serial)))
+    batch = next(iter(create_dataloader(jpegs, range(23), 4, prefetch_device=prefetch_device, **IMAGES)))
+    gc.collect()
+    assert not workers_of(os.getpid())
+    assert digest(batch) == undisturbed
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize("ending", ["exits", "closes", "collects"])
-def test_a_forked_child_does_not_disturb_its_parents_loader(ending: str) -> None:
+def test_a_replaced_worker_finds_relative_paths_where_the_loader_was_made(
+    jpegs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with create_dataloader(jpegs * 4, list(range(92)), 4, **IMAGES | {"num_workers": 0}) as serial:
+        undisturbed = [digest(batch) for batch in serial]
+    monkeypatch.chdir(jpegs[0].parent)
+    names = [path.name for path in jpegs] * 4
+    with create_dataloader(names, list(range(92)), 4, **IMAGES | {"num_workers": 1}) as loader:
+        iterator = iter(loader)
+        digests = [digest(next(iterator))]
+        monkeypatch.chdir(tmp_path)
+        kill_all_workers()
+        assert digests + [digest(batch) for batch in iterator] == undisturbed
+
+
+def test_sigterm_ends_no_worker() -> None:
     with processes(Painted(), num_workers=2) as loader:
+        wait_until_ready(workers_begun(2))
         iterator = iter(loader)
         digests = [digest(next(iterator))]
         pids = workers_of(os.getpid())
-        child = os.fork()
-        if child == 0:
-            try:
-                if ending == "closes":
-                    loader.close()
-                elif ending == "collects":
-                    del loader, iterator
-                    gc.collect()
-                else:
-                    loader._finalizer()  # what the interpreter's exit calls
-            finally:
-                os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        for pid in pids:
+            assert send_signal(pid, signal.SIGTERM)
         digests += [digest(batch) for batch in iterator]
         assert digests == expected()[0]
         assert workers_of(os.getpid()) == pids
-        with pytest.raises(StopIteration):
-            next(iterator)

@@ -59,6 +59,7 @@ class ListPipeline:
         self.source = SimpleNamespace(labels=np.concatenate([np.empty(0, np.int64), *labels]), class_names=class_names)
         self.num_samples = len(self.source.labels)
         self.num_workers = 0
+        self.workers, self.keeps = "no workers", None
         self.epoch = 0
         self.is_closed = False
 

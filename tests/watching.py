@@ -163,6 +163,10 @@ class Fifo:
         pid, id = self.line().split()
         return int(pid), int(id)
 
+    def has_more(self) -> bool:
+        """Whether a line, or a part of one, was written that nobody has read."""
+        return bool(self._text) or bool(select.select([self._fd], [], [], 0)[0])
+
     def let_through(self, count: int = 1) -> None:
         """Let `count` samples that `samples.Block` holds go on."""
         os.write(self._fd, b"!" * count)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from pipeline.loader.deaths import Deaths
 from pipeline.loader.errors import WorkerDiedError
@@ -46,11 +47,13 @@ class Crew:
         return range(number * self.threads_per_worker, (number + 1) * self.threads_per_worker)
 
 
-class RingFile(NamedTuple):
-    """A ring of slots, and the descriptor of the memory it lies in."""
+class RingFile:
+    """A ring of slots, and the descriptor of the memory it lies in, closed when nobody has tasks for it any more."""
 
-    ring: Ring
-    fd: int
+    def __init__(self, ring: Ring, fd: int) -> None:
+        self.ring = ring
+        self.fd = fd
+        self.close = weakref.finalize(self, os.close, fd)
 
 
 @dataclass(slots=True)
@@ -60,6 +63,8 @@ class Inbox:
     tasks: deque[tuple[RingFile, Task]] = field(default_factory=deque)
     closing: threading.Event = field(default_factory=threading.Event)
     failure: BaseException | None = None
+    news: deque[str] = field(default_factory=deque)
+    """Deaths, a line each, for the consumer's thread to log: this one must never wait for a lock of the program's."""
     next_ticket: int = 0
     """Tickets below have been given out, or will never be."""
     bell: tuple[socket.socket, socket.socket] = field(default_factory=socket.socketpair)
@@ -81,7 +86,7 @@ class Dispatcher:
         self._clock = clock
         self._workers: list[WorkerProcess] = []
         self._suspects: deque[tuple[RingFile, Task]] = deque()
-        """Rows that were in hand at a death: each is made alone, before anything else."""
+        """Rows that were in hand at a death: each is made alone, before anything else, the one wanted first first."""
         self._accused: set[int] = set()
         self._deaths = Deaths(crew.max_restarts)
         self._has_released = False
@@ -186,11 +191,14 @@ class Dispatcher:
     def _listen(self, worker: WorkerProcess) -> None:
         if worker not in self._workers:
             return  # buried in this same round: its process was heard of before its socket
+        messages: list[object] | None = None
+        is_dead = False
         try:
             messages = worker.connection.receive(0)
         except EOFError:
+            is_dead = True
+        if is_dead:
             self._bury(worker)
-            return
         for message in messages or ():
             self._hear(worker, message)
 
@@ -244,6 +252,7 @@ class Dispatcher:
         )
         report = death_report(worker, death, [self._name(worker, held) for held in in_hand], for_memory)
         self._put_back(worker, in_hand, blamed, report, was_alone=was_alone)
+        self._inbox.news.append(report.splitlines()[0])
         if self._deaths.is_enough:
             raise too_many_deaths(report, self._crew.max_restarts)
         worker.close()
@@ -288,6 +297,7 @@ class Dispatcher:
                 self._accused.add(id)
                 self._suspects.append((ring_file, Task(job, held_row, held_row + 1)))
         worker.outstanding.clear()
+        self._suspects = deque(sorted(self._suspects, key=_turn))
 
     def _name(self, worker: WorkerProcess, held: InHand) -> str:
         if held.ticket not in worker.outstanding:
@@ -313,7 +323,7 @@ class Dispatcher:
             return f"{self._name(worker, what)} has been in hand for {waited_s:.0f} s"
         if worker.is_ready:
             return f"for {waited_s:.0f} s it has had work and taken none of it into its hands"
-        return f"it has not started after {waited_s:.0f} s"
+        return f"it has not finished its imports after {waited_s:.0f} s"
 
 
 def _noted(failure: Failure) -> BaseException:
@@ -321,11 +331,19 @@ def _noted(failure: Failure) -> BaseException:
     return failure.error
 
 
+def _turn(entry: tuple[RingFile, Task]) -> tuple[int, int, int]:
+    _, task = entry
+    return task.job.plan.epoch, task.job.plan.step, task.start
+
+
 def _next_wanted(queue: deque[tuple[RingFile, Task]]) -> tuple[RingFile, Task] | None:
-    """The first task of a batch that is still wanted; those before it end here."""
+    """The first task that is still wanted; those before it end here.
+
+    Rows behind one that failed are not: the loop will be told of that one, and each of them might cost three workers.
+    """
     while queue:
         ring_file, task = queue.popleft()
-        if not task.job.cancelled:
+        if not task.job.cancelled and all(row > task.start for row, _ in task.job.failures):
             return ring_file, task
         task.job.finish_task()
     return None

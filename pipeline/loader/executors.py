@@ -126,6 +126,7 @@ class ThreadExecutor:
         self._where = where
         self._stall_timeout_s = stall_timeout_s
         self._stalled: str | None = None
+        self._deadline_s: float | None = None
         self._watch: Watch[tuple[int, int]] = Watch()
         self._hands = [_Hand() for _ in range(num_workers)]
         self._threads = [
@@ -140,9 +141,9 @@ class ThreadExecutor:
         try:
             for thread in self._threads:
                 thread.start()
-        except RuntimeError:  # no thread left to be had
+        except RuntimeError as error:  # no thread left to be had
             self.close()
-            raise
+            raise RuntimeError(f"loader.num_workers={num_workers} is more than can be had: {error}") from error
 
     def submit(self, job: Job) -> None:
         """Queue the batch in about four tasks a thread, of at most eight samples."""
@@ -191,7 +192,9 @@ class ThreadExecutor:
         self._stop()
         if self._stalled is not None:
             limit_s = STALLED_LIMIT_S
-        deadline_s = None if limit_s is None else time.monotonic() + limit_s
+        if self._deadline_s is None and limit_s is not None:
+            self._deadline_s = time.monotonic() + limit_s  # of all calls together
+        deadline_s = None if limit_s is None else self._deadline_s
         for thread in self._threads:
             if thread.is_alive() and thread is not threading.current_thread():
                 thread.join(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))

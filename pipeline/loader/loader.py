@@ -215,11 +215,15 @@ class Loader:
             self._pending.clear()
             self._ring = self._make_ring()
             self._interrupted = False
-        while self._pending:
-            job = self._pending[0]
-            self._wait(job)  # a slot may be written to until its last task has ended
-            self._pending.popleft()
-            self._ring.give_back(job.slot)
+        try:
+            while self._pending:
+                job = self._pending[0]
+                self._wait(job)  # a slot may be written to until its last task has ended
+                self._pending.popleft()
+                self._ring.give_back(job.slot)
+        except BaseException:
+            self._interrupted = True
+            raise
         self._to_plan = None
 
     def _next_batch(self) -> Batch:
@@ -280,17 +284,18 @@ class _Epoch:
         loader = self._loader
         if loader._live is None or loader._live() is not self:
             raise RuntimeError("this iterator was abandoned by close(), set_epoch() or load_state_dict()")
-        handed = loader._handed
+        handed, step = loader._handed, self._step
         try:
             batch = loader._next_batch()
+            self._step = step + 1
+            # Whoever counts batches may never ask for the one after the last: that iterator is over too.
+            self.finished = self._step >= len(loader)
+            return batch
         except Exception:
             self.finished = True
             raise
         except BaseException:  # Ctrl-C: the consumer has not had this batch, and may ask again
+            self._step, self.finished = step, False
             loader._handed = handed
             loader._interrupted = True
             raise
-        self._step += 1
-        # Whoever counts batches may never ask for the one after the last: that iterator is over too.
-        self.finished = self._step >= len(loader)
-        return batch

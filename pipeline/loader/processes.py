@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from pipeline.shared import Arena, anonymous_file, map_file
 from pipeline.stats import Stats
 
 _PAGE_BYTES = 4096
+
+_log = logging.getLogger(__name__)
 
 END_LIMIT_S = 10.0
 """How long a batch that came too late waits for the dispatcher; only a worker in a dead disk's grip takes long."""
@@ -88,6 +91,7 @@ class ProcessExecutor:
             launch=Launch.here(),
         )
         self._inbox = Inbox()
+        self._stats = stats
         self._ended_by: str | None = None
         self._ring_file: RingFile | None = None
         # The kernel ends the workers with the thread that started them: this one lives as long as they do.
@@ -102,7 +106,6 @@ class ProcessExecutor:
         """Slots in anonymous shared memory; jobs submitted from now on lie there."""
         slot_bytes = -(-slot_bytes // _PAGE_BYTES) * _PAGE_BYTES
         fd = anonymous_file("slots", slot_bytes * max_slots)
-        self._fds.append(fd)
         # All of them are mapped at once; a slot takes memory when a worker first writes to it.
         memory = map_file(fd, slot_bytes * max_slots, writable=True)
         self._ring_file = RingFile(Ring(slot_bytes, max_slots, row_shape, np.dtype(row_dtype).str), fd)
@@ -130,6 +133,9 @@ class ProcessExecutor:
 
     def check(self) -> None:
         """Raise what ended the workers, if something did; RuntimeError when asked again."""
+        while self._inbox.news:
+            self._stats.worker_deaths += 1
+            _log.warning("%s; it is replaced and its samples are made again", self._inbox.news.popleft())
         failure, self._inbox.failure = self._inbox.failure, None
         if failure is not None:
             self._ended_by = f"{type(failure).__name__}: {failure}".splitlines()[0]
@@ -152,6 +158,8 @@ class ProcessExecutor:
         if not self._thread.is_alive():  # else it may still be about to send them to a worker
             while self._fds:
                 os.close(self._fds.pop())
+            if self._ring_file is not None:
+                self._ring_file.close()
 
 
 def _dispatch(crew: Crew, inbox: Inbox, stats: Stats) -> None:

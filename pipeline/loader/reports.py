@@ -44,6 +44,6 @@ def stall(worker: WorkerProcess, late: list[str], stall_timeout_s: float) -> Wor
     stacks = worker.stacks() if worker.is_ready else ""
     text = "\n  ".join([f"worker process {worker.number} (pid {worker.pid}) does not go on", *late])
     return WorkerStalledError(
-        f"{text}\nThat is longer than loader.stall_timeout_s={stall_timeout_s:g}; raise it if such samples are "
+        f"{text}\nThat is longer than loader.stall_timeout_s={stall_timeout_s:g}; raise it if that is "
         f"expected. Its stacks:\n{stacks or '(it did not answer)'}"
     )

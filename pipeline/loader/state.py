@@ -39,7 +39,16 @@ def resume_point(state: dict[str, Any], order: Order) -> tuple[int, int, int]:
             raise ValueError(
                 f"this state has {key}={state.get(key)!r}, this loader {ours!r}{what}; it cannot be continued"
             )
+    for key in ("epoch", "position", "global_batch_size"):
+        value = state.get(key)
+        if not isinstance(value, int) or value < (key == "global_batch_size"):
+            raise ValueError(f"this state has {key}={value!r}, which no loader has given; it cannot be continued")
     global_batch_size = int(state["global_batch_size"])
+    if state["position"] % global_batch_size or state["position"] >= max(1, order.sampler.num_samples):
+        raise ValueError(
+            f"this state has position={state['position']}, which is not the beginning of a global batch of "
+            f"{global_batch_size} of {order.sampler.num_samples} samples; it cannot be continued"
+        )
     batch_size, rest = divmod(global_batch_size, order.world_size)
     if rest or not batch_size:
         raise ValueError(

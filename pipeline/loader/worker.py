@@ -167,7 +167,8 @@ def _portable(error: BaseException) -> Failure:
         faithful = False
     if not faithful:
         error = RuntimeError(f"{type(error).__name__}: {_words(error)}")
-    return Failure(0, error, [*notes, f"in worker process {os.getpid()}:\n{where}"])
+    # The sample comes last: the end of a long message is what is read.
+    return Failure(0, error, [f"in worker process {os.getpid()}:\n{where}", *notes])
 
 
 def _story(error: BaseException) -> str:

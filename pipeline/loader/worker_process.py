@@ -187,7 +187,11 @@ class WorkerProcess:
 
     def _report(self, start: int) -> str:
         size = os.fstat(self._report_fd).st_size
-        return os.pread(self._report_fd, size - start, start).decode(errors="replace").strip()
+        text = os.pread(self._report_fd, size - start, start).decode(errors="replace")
+        # Without the thread that only watches the parent, and without the list of every extension that was imported.
+        parts = [part for part in text.split("\n\n") if "in _watch_parent" not in part]
+        lines = [line for line in "\n\n".join(parts).splitlines() if not line.startswith("Extension modules")]
+        return "\n".join(lines).strip()
 
 
 def _open_pidfd(pid: int) -> int | None:

@@ -174,8 +174,10 @@ def _opening_line(
     line = (
         f"{train_pipeline.num_samples:,} training and {val_pipeline.num_samples:,} validation images, "
         f"{_sample_of(train_pipeline.source.class_names or range(num_classes))} classes; "
-        f"{cfg.model.name} on {compute.device}, {train_pipeline.num_workers} loader workers"
+        f"{cfg.model.name} on {compute.device}, {train_pipeline.workers}"
     )
+    if train_pipeline.keeps is not None:
+        line += f", a cache of {train_pipeline.keeps} images"
     unseen = np.setdiff1d(val_pipeline.source.labels, train_pipeline.source.labels)
     if len(unseen):
         names = train_pipeline.source.class_names or [str(number) for number in range(num_classes)]

@@ -90,6 +90,8 @@ class Probed(NamedTuple):
     row: RowFormat
     draws_globally: bool
     """Whether it drew from a global generator, so that its results depend on seeds."""
+    is_repeatable: bool
+    """Whether the same image and seeds gave the same result again; if not, it keeps a state of its own."""
 
 
 class CallableTransform:
@@ -158,7 +160,7 @@ class CallableTransform:
 def probe(
     function: Callable[[Image.Image], Any], pixels: NDArray[np.uint8], *, memory_format: str = "channels_last"
 ) -> Probed:
-    """Call `function` once, on upright RGB `pixels` (H, W, 3) already reduced to any `max_side`, to learn its format.
+    """Call `function` twice, on upright RGB `pixels` (H, W, 3) already reduced to any `max_side`, to learn its format.
 
     The generators are seeded for the call and afterwards as they were.
 
@@ -172,9 +174,12 @@ def probe(
         afterwards = _generator_states()
         _seed(_PROBE_DRAWS)
         draws_globally = afterwards != _generator_states()
-    planes = _planes(result)
+        planes = _planes(result).copy()  # it may lie in memory that the next call writes to
+        again = _planes(_seeded_call(function, pixels, _PROBE_DRAWS))
     channels, height, width = planes.shape
-    return Probed(RowFormat((channels, height, width), planes.dtype.newbyteorder("="), memory_format), draws_globally)
+    row = RowFormat((channels, height, width), planes.dtype.newbyteorder("="), memory_format)
+    is_repeatable = again.shape == planes.shape and again.tobytes() == planes.tobytes()
+    return Probed(row, draws_globally, is_repeatable)
 
 
 def _checked(function: Callable[[Image.Image], Any]) -> Callable[[Image.Image], Any]:
