@@ -108,7 +108,7 @@ MUTATIONS = [
     Mutation(
         "reuse an abandoned batch's slot while it is written to",
         "loader/loader.py",
-        "            self._wait(job)  # a slot may be written to until its last task has ended\n",
+        "                self._wait(job)  # a slot may be written to until its last task has ended\n",
         "",
         "test_loader.py::test_an_abandoned_batch_is_waited_for_before_its_slot_is_used_again",
     ),
@@ -568,8 +568,9 @@ MUTATIONS = [
     Mutation(
         "forget that Ctrl-C broke planning off",
         "loader/loader.py",
+        "        except BaseException:  # Ctrl-C comes between any two of these lines\n"
         "            self._interrupted = True\n",
-        "",
+        "        except BaseException:\n",
         "test_interrupts.py::test_ctrl_c_while_an_epoch_begins_takes_no_slot_away_however_often[threads]",
     ),
     Mutation(

@@ -72,7 +72,7 @@ class _Worker:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._taking = threading.Lock()
-        self._works: deque[Work] = deque()
+        self._works: deque[tuple[Slots, Work]] = deque()
         self._slots: Slots | None = None
         self._hello: Hello | None = None
         self._hands: Hands | None = None
@@ -96,12 +96,12 @@ class _Worker:
             while not self._works:
                 for message in self._connection.receive(None) or ():
                     self._hear(message)
-            assert self._slots is not None, "work came before its ring"
-            return self._slots, self._works.popleft()
+            return self._works.popleft()
 
     def _hear(self, message: object) -> None:
         if isinstance(message, Work):
-            self._works.append(message)
+            assert self._slots is not None, "work came before its ring"
+            self._works.append((self._slots, message))  # a later ring may come before this is made
         elif isinstance(message, Ring):
             self._slots = Slots(message, self._connection.take_fd())
         elif isinstance(message, Hello):
