@@ -198,7 +198,7 @@ def assemble(
     refuse_while_importing("a pipeline")
     delivery = plan_delivery(config, transforms, device, pin_memory=pin_memory, has_own_transform=function is not None)
     num_workers = config.loader.resolved_num_workers(num_cores())
-    backend = resolve_backend(config.loader, prefers_processes=delivery.on_device or function is not None)
+    backend = resolve_backend(config.loader, num_workers, prefers_processes=delivery.on_device or function is not None)
     stats = Stats()
     with ExitStack() as resources:
         if hasattr(source, "close"):
@@ -211,10 +211,11 @@ def assemble(
             memory_format=memory_format,
             source=source,
             backend=backend,
-            loader=config.loader,
+            num_workers=num_workers,
+            threads_per_worker=config.loader.threads_per_worker,
             prefetches=delivery.device is not None,
         )
-        slots_bytes = check_memory(config, transform)
+        slots_bytes = check_memory(config.loader, num_workers, transform)
         arena = None
         if backend is Backend.processes:
             source, arena = _in_shared_memory(source, resources, reserved_bytes=slots_bytes)
@@ -242,7 +243,7 @@ def assemble(
             fingerprint=cache(partial(order_fingerprint, source, sampler, transforms, function)),
         )
         sample = MakeSample(store.load, transform, where=source.where, stats=stats)
-        executor = build_executor(config.loader, sample, arena, where=source.where, stats=stats)
+        executor = build_executor(config.loader, num_workers, sample, arena, where=source.where, stats=stats)
         resources.callback(executor.close, EXIT_LIMIT_S)
         loader = Loader(
             order,
@@ -267,7 +268,7 @@ def assemble(
         loader=loader,
         prefetcher=prefetcher,
         resources=owned,
-        workers=describe_workers(config.loader, backend),
+        workers=describe_workers(config.loader, num_workers, backend),
         own_transform=None if function is None else getattr(function, "__qualname__", type(function).__name__),
     )
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from math import prod
 from typing import TYPE_CHECKING
 
-from pipeline.config import Backend, ConfigError, PipelineConfig
+from pipeline.config import Backend, ConfigError
 from pipeline.config import Loader as LoaderConfig
 from pipeline.loader.executors import Executor, SerialExecutor, ThreadExecutor
 from pipeline.loader.sample import MakeSample, Transform
 from pipeline.loader.slots import max_slots, slot_bytes
-from pipeline.machine import available_bytes, num_cores
+from pipeline.machine import available_bytes
 from pipeline.main_script import main_script_of
 from pipeline.stats import Stats
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from pipeline.shared import Arena
 
 
-def resolve_backend(config: LoaderConfig, *, prefers_processes: bool) -> Backend:
+def resolve_backend(config: LoaderConfig, num_workers: int, *, prefers_processes: bool) -> Backend:
     """`threads` or `processes`; `auto` takes processes where the run prefers them and they can be had.
 
     Without workers it is `threads`, of which there are none: how workers would be does not matter then, so that
     `loader.num_workers=0,4` can be swept. Raises ConfigError for what cannot be.
     """
-    if config.resolved_num_workers(num_cores()) == 0:
+    if num_workers == 0:
         return Backend.threads
     can_share = sys.platform != "win32"
     if config.backend is Backend.processes and not can_share:
@@ -42,9 +42,8 @@ def resolve_backend(config: LoaderConfig, *, prefers_processes: bool) -> Backend
     return wanted
 
 
-def describe_workers(config: LoaderConfig, backend: Backend) -> str:
+def describe_workers(config: LoaderConfig, num_workers: int, backend: Backend) -> str:
     """Who makes batches, for people: "2 worker processes of 2 threads"."""
-    num_workers = config.resolved_num_workers(num_cores())
     if num_workers == 0:
         return "no workers"
     kind = "worker process" if backend is Backend.processes else "worker thread"
@@ -55,6 +54,7 @@ def describe_workers(config: LoaderConfig, backend: Backend) -> str:
 
 def build_executor(
     config: LoaderConfig,
+    num_workers: int,
     sample: MakeSample,
     arena: Arena | None,
     *,
@@ -62,7 +62,6 @@ def build_executor(
     stats: Stats,
 ) -> Executor:
     """Serial, threads, or, where there is an `arena`, processes that find what `sample` refers to there."""
-    num_workers = config.resolved_num_workers(num_cores())
     if num_workers == 0:
         return SerialExecutor(sample)
     if arena is None:
@@ -89,14 +88,14 @@ def build_executor(
     )
 
 
-def check_memory(config: PipelineConfig, transform: Transform) -> int:
+def check_memory(config: LoaderConfig, num_workers: int, transform: Transform) -> int:
     """The bytes that slots will take. ConfigError if this machine, or its control group, has no room for them."""
-    in_flight = config.loader.prefetch_factor if config.loader.resolved_num_workers(num_cores()) else 1
-    a_slot = slot_bytes(transform.row_shape, transform.row_dtype, config.loader.batch_size)
+    in_flight = config.prefetch_factor if num_workers else SerialExecutor.in_flight
+    a_slot = slot_bytes(transform.row_shape, transform.row_dtype, config.batch_size)
     needed, available = a_slot * max_slots(in_flight), available_bytes()
     if needed > available:
         raise ConfigError(
-            f"batches in flight need {needed:,} bytes ({max_slots(in_flight)} slots of {config.loader.batch_size} "
+            f"batches in flight need {needed:,} bytes ({max_slots(in_flight)} slots of {config.batch_size} "
             f"images of {prod(transform.row_shape) * transform.row_dtype.itemsize:,} bytes) and {available:,} are "
             "available; lower loader.batch_size, loader.prefetch_factor or transforms.size"
         )

@@ -11,10 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Backend, ConfigError, Transforms
-from pipeline.config import Loader as LoaderConfig
-from pipeline.decode import Scratch, decode, inspect
+from pipeline.loader.read import Decoding
 from pipeline.loader.sample import Transform
-from pipeline.machine import num_cores
 from pipeline.pickling import check_picklable
 from pipeline.sources import Source
 from pipeline.transforms.sample import SampleTransform, shrink_to
@@ -34,7 +32,8 @@ def build_transform(
     memory_format: str,
     source: Source,
     backend: Backend,
-    loader: LoaderConfig,
+    num_workers: int,
+    threads_per_worker: int,
     prefetches: bool,
 ) -> Transform:
     """The built-in transforms that `options` names, or `function` in their place.
@@ -46,14 +45,18 @@ def build_transform(
         memory_format: of the rows, `channels_last` or `contiguous`.
         source: one sample of it shows what `function` returns.
         backend: where it will run.
-        loader: the configuration's group.
+        num_workers: how many of them; 0: the consumer's thread makes batches, or that of a prefetcher.
+        threads_per_worker: of worker processes.
         prefetches: batches are asked for in a thread of ours, and not in the consumer's.
     """
     if function is None:
         return SampleTransform(options, normalise=normalise, memory_format=memory_format)
-    from pipeline.transforms.callables import CallableTransform, Seeding, probe  # seldom wanted
+    from pipeline.transforms.callables import CallableTransform, Seeding, check_callable, probe  # seldom wanted
 
-    _check_callable(function, backend)
+    check_callable(function)
+    if backend is Backend.processes:
+        cure = 'make it a function or class at the top level of a module, or use backend="threads"'
+        check_picklable(function, "transform", cure)
     # Tried on a copy where one will be sent: what a call leaves in it, a lock or a handle, must not travel.
     tried = pickle.loads(pickle.dumps(function)) if backend is Backend.processes else function
     id, pixels = _first_image(source, options.max_side)
@@ -69,13 +72,13 @@ def build_transform(
             stacklevel=4,
         )
     if backend is Backend.processes:
-        if probed.draws_globally and loader.threads_per_worker > 1:
+        if probed.draws_globally and threads_per_worker > 1:
             raise ConfigError(
-                f"loader.threads_per_worker={loader.threads_per_worker} with a transform that draws from global "
+                f"loader.threads_per_worker={threads_per_worker} with a transform that draws from global "
                 "random generators: threads of one worker would share them; use 1, and more loader.num_workers"
             )
-        seeding = Seeding.own if loader.threads_per_worker == 1 else Seeding.none
-    elif loader.resolved_num_workers(num_cores()) == 0 and not prefetches:
+        seeding = Seeding.own if threads_per_worker == 1 else Seeding.none
+    elif num_workers == 0 and not prefetches:
         seeding = Seeding.borrowed
     else:
         seeding = Seeding.none
@@ -88,22 +91,13 @@ def build_transform(
     return CallableTransform(function, row=probed.row, seeding=seeding, max_side=options.max_side)
 
 
-def _check_callable(function: Callable[..., Any], backend: Backend) -> None:
-    """Refuse, before any process is started, a callable that worker processes could not have."""
-    if not callable(function):
-        raise TypeError(f"transform must be callable with a PIL.Image, got {function!r}")
-    if backend is Backend.processes:
-        cure = 'make it a function or class at the top level of a module, or use backend="threads"'
-        check_picklable(function, "transform", cure)
-
-
 def _first_image(source: Source, max_side: int | None) -> tuple[int, NDArray[np.uint8]]:
     """Id and upright RGB pixels of the first sample that can be decoded, as the callable will see them."""
+    load = Decoding(source.read, source.where)
     failures: list[Exception] = []
     for id in range(min(PROBED, len(source))):
         try:
-            sample = source.read(id)
-            pixels = decode(sample, inspect(sample), Scratch()) if isinstance(sample, bytes) else sample
+            pixels = load(id)
         except (OSError, ValueError) as error:  # the loop that wants this sample meets the error, at its place
             failures.append(error)
         else:

@@ -139,8 +139,7 @@ class Dispatcher:
         for end in self._inbox.bell:
             end.close()
         for task in self._all_tasks():
-            task.job.cancelled = True
-            task.job.finish_task()
+            task.cancel()
 
     def _all_tasks(self) -> Iterator[Task]:
         for worker in self._workers:

@@ -76,6 +76,11 @@ class Task(NamedTuple):
     start: int
     stop: int
 
+    def cancel(self) -> None:
+        """Called instead of `run`: its batch is not wanted any more."""
+        self.job.cancelled = True
+        self.job.finish_task()
+
     def run(self, sample: SampleFunction, begin: Callable[[int], None] | None = None) -> None:
         """Make the rows up to the first that fails; its error is kept for the consumer, who meets it in order.
 

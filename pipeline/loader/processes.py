@@ -125,7 +125,8 @@ class ProcessExecutor:
         self._inbox.wake()
         if self._inbox.closing.is_set():  # it may have emptied the inbox before these came
             self._thread.join(END_LIMIT_S)
-            _cancel_all(self._inbox)
+            while self._inbox.tasks:
+                self._inbox.tasks.popleft()[1].cancel()
 
     def abandon(self) -> None:
         """Workers may skip what they have been given so far."""
@@ -164,10 +165,3 @@ class ProcessExecutor:
 
 def _dispatch(crew: Crew, inbox: Inbox, stats: Stats) -> None:
     Dispatcher(crew, inbox, stats.clock).run()
-
-
-def _cancel_all(inbox: Inbox) -> None:
-    while inbox.tasks:
-        _, task = inbox.tasks.popleft()
-        task.job.cancelled = True
-        task.job.finish_task()

@@ -109,7 +109,8 @@ class CallableTransform:
         self, function: Callable[[Image.Image], Any], *, row: RowFormat, seeding: Seeding, max_side: int | None = None
     ) -> None:
         """Use `function` for rows of the format that `probe` found."""
-        self._function = _checked(function)
+        check_callable(function)
+        self._function = function
         self._row = row
         self._seeding = Seeding(seeding)
         self._max_side = max_side
@@ -169,8 +170,9 @@ def probe(
         TypeError: `function` is not callable, or its result is no image or of a dtype that batches cannot have.
         Exception: whatever `function` raises, as it is.
     """
+    check_callable(function)
     with _globals_kept():
-        result = _seeded_call(_checked(function), pixels, _PROBE_DRAWS)
+        result = _seeded_call(function, pixels, _PROBE_DRAWS)
         afterwards = _generator_states()
         _seed(_PROBE_DRAWS)
         draws_globally = afterwards != _generator_states()
@@ -182,10 +184,10 @@ def probe(
     return Probed(row, draws_globally, is_repeatable)
 
 
-def _checked(function: Callable[[Image.Image], Any]) -> Callable[[Image.Image], Any]:
+def check_callable(function: object) -> None:
+    """Raise TypeError if `function` cannot be called."""
     if not callable(function):
         raise TypeError(f"transform must be callable with a PIL.Image, got {function!r}")
-    return function
 
 
 def _seeded_call(
