@@ -478,7 +478,7 @@ MUTATIONS = [
         "loader/worker_process.py",
         "os.waitpid(self.pid, 0)",
         "os.waitpid(self.pid, os.WNOHANG)",
-        "test_processes.py::test_workers_stay_from_epoch_to_epoch_and_through_a_break",
+        "test_processes.py::test_a_worker_is_reaped_only_when_it_has_ended",
     ),
     Mutation(
         "give workers as many threads for sums as there are cores",
@@ -547,7 +547,7 @@ MUTATIONS = [
     Mutation(
         "seed nothing in worker processes",
         "build_transform.py",
-        "seeding = Seeding.own if loader.threads_per_worker == 1 else Seeding.none",
+        "seeding = Seeding.own if threads_per_worker == 1 else Seeding.none",
         "seeding = Seeding.none",
         "test_own_transforms.py::test_a_worker_of_one_thread_seeds_what_its_transform_draws_from",
     ),

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
@@ -53,6 +54,8 @@ from pipeline.config import (
 )
 from pipeline.config import Loader as LoaderConfig
 from pipeline.loader.sample import MakeSample
+from pipeline.loader.wire import Hello
+from pipeline.loader.worker_process import Death, Launch, WorkerProcess
 from pipeline.sampler import SequentialSampler
 from pipeline.stats import Stats
 from pipeline.transforms.sample import SampleTransform
@@ -116,6 +119,19 @@ def test_workers_stay_from_epoch_to_epoch_and_through_a_break() -> None:
         list(loader)
         assert workers_of(os.getpid()) == pids
     assert not workers_of(os.getpid())
+
+
+def test_a_worker_is_reaped_only_when_it_has_ended() -> None:
+    worker = WorkerProcess(0, Hello(0, b"", 0, 1, None), [], Launch.here())
+    try:
+        os.kill(worker.pid, signal.SIGSTOP)  # so that it neither works nor ends
+        reaped = run_aside(worker.reap)
+        with pytest.raises(AssertionError, match="no answer"):
+            reaped(0.3)
+    finally:
+        worker.kill()
+        worker.close()
+    assert reaped(ANSWER_S) == Death(signal.SIGKILL, None)
 
 
 def test_all_threads_of_all_workers_take_part(tmp_path: Path) -> None:
