@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -15,8 +15,12 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from pipeline.build import Pipeline, assemble
-from pipeline.cache import LRUCache, PinnedCache
-from pipeline.cache.load import CachedLoad, Sample
+from pipeline.build_budget import refuse_preload
+from pipeline.build_estimate import look_at_some
+from pipeline.build_store import CAN_SHARE, fill, make_store
+from pipeline.cache import LRUCache
+from pipeline.cache.load import HITS, MISSES, CachedLoad, Store
+from pipeline.cache.settings import Kind, Settings
 from pipeline.config import (
     Backend,
     Cache,
@@ -35,11 +39,19 @@ from pipeline.config import (
 from pipeline.config import Store as StoreKind
 from pipeline.config.checks import choice
 from pipeline.loader.read import Decoding
-from pipeline.machine import num_cores
+from pipeline.machine import available_bytes, num_cores
 from pipeline.main_script import refuse_while_importing
 from pipeline.prefetch import PrefetchLoader
-from pipeline.preload import preload as preload_samples
 from pipeline.sources import FileSource
+from pipeline.stats import Stats
+
+if CAN_SHARE:
+    from multiprocessing.reduction import ForkingPickler
+
+    from pipeline.shared import Descriptor, passed_by_multiprocessing
+
+    # How a dataset's cache reaches the workers that a `DataLoader` spawns.
+    ForkingPickler.register(Descriptor, passed_by_multiprocessing)
 
 __all__ = ["HighPerformanceDataset", "LRUCache", "PrefetchLoader", "create_dataloader"]
 
@@ -238,8 +250,11 @@ class HighPerformanceDataset(Dataset[tuple[Any, Any]]):
 
     `dataset[i]` is `(image, label)`: the image is what `transform` makes of a `PIL.Image` in RGB, and without a
     transform a uint8 tensor `(3, H, W)` of the caller's own. What is remembered lies before `transform`, so a random
-    transform stays random. In `DataLoader` worker processes every worker has a cache of its own; images preloaded
-    before the workers start are shared where they are forked.
+    transform stays random.
+
+    In the process that made it the cache is an LRU. Worker processes of a `DataLoader`, however they are started, share
+    one more cache, in anonymous memory: the first `cache_size` images that any of them decodes stay there, for all of
+    them and as long as the dataset lives. Preloaded images are there for everybody.
     """
 
     def __init__(
@@ -261,11 +276,39 @@ class HighPerformanceDataset(Dataset[tuple[Any, Any]]):
         """
         self.source = FileSource(data_paths, labels)
         self.transform = transform
-        cache: LRUCache[int, Sample] = PinnedCache(None) if preload else LRUCache(cache_size)
-        self._load = CachedLoad(Decoding(self.source.read, self.source.where), cache)
+        self._stats = Stats()
+        self._pid = os.getpid()
+        decoding = Decoding(self.source.read, self.source.where)
+        max_bytes = available_bytes() // 2
+        shared = Settings(len(self), max_bytes, None if preload else cache_size, CachePolicy.pinned, Kind.decoded)
+        own = shared if preload else shared._replace(policy=CachePolicy.lru)
+        store = make_store(shared, in_processes=CAN_SHARE)
+        self._shared = CachedLoad(decoding, store, self._stats)
+        """For processes that did not make this object, and for all if it was preloaded."""
+        self._own = CachedLoad(decoding, store if own == shared else make_store(own, in_processes=False), self._stats)
         if preload:
-            for _ in preload_samples(self._load, len(self), num_threads=num_cores(), name="images"):
-                pass
+            self._preload(shared, store)
+
+    def _preload(self, settings: Settings, store: Store) -> None:
+        cures = ["cache_size=... with preload=False", "smaller images"]
+        sizes = look_at_some(self.source, None)
+        refuse_preload(settings, sizes, "images", what="preload=True", cures=cures)
+        fill(self._own, store, len(self), num_threads=num_cores(), name="images", cures=cures)
+        self._stats.forget(HITS, MISSES)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The LRU is the maker's own.
+        return self.__dict__ | {"_own": self._shared, "_pid": None}
+
+    def close(self) -> None:
+        """Free the shared cache's descriptor, where it is not left to garbage collection. May be called twice."""
+        self._shared.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     def __len__(self) -> int:
         """Number of images."""
@@ -274,7 +317,8 @@ class HighPerformanceDataset(Dataset[tuple[Any, Any]]):
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         """Image and label; IndexError outside the dataset, otherwise what reading or decoding raises."""
         id = range(len(self))[index]
-        pixels = np.asarray(self._load(id))
+        load = self._own if os.getpid() == self._pid else self._shared
+        pixels = np.asarray(load(id))
         label = self.source.label(id)
         if np.ndim(label) == 0:
             label = np.asarray(label).item()
@@ -283,5 +327,6 @@ class HighPerformanceDataset(Dataset[tuple[Any, Any]]):
         return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C")), label
 
     def stats(self) -> dict[str, int]:
-        """The cache's hits, misses, evictions, entries and bytes, of this process."""
-        return self._load.cache.stats()
+        """Hits and misses of this process, and the evictions, entries and bytes of the cache that it uses."""
+        store = (self._own if os.getpid() == self._pid else self._shared).store
+        return {"hits": self._stats.total(HITS), "misses": self._stats.total(MISSES), **store.stats()}

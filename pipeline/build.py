@@ -12,7 +12,7 @@ import torch
 from pipeline.build_loader import build_executor, check_memory, describe_workers, resolve_backend
 from pipeline.build_prefetch import plan_delivery
 from pipeline.build_source import make_sampler, open_source, order_fingerprint
-from pipeline.build_store import Store, build_store
+from pipeline.build_store import Loading, build_loading
 from pipeline.build_transform import build_transform
 from pipeline.config import Backend, PipelineConfig, SamplerName, Transforms
 from pipeline.loader.batch import Batch
@@ -44,8 +44,9 @@ class Pipeline:
         *,
         source: Source,
         transforms: Transforms,
-        store: Store,
+        loading: Loading,
         loader: Loader,
+        num_cold: int | None,
         prefetcher: PrefetchLoader | None,
         resources: ExitStack,
         workers: str,
@@ -55,15 +56,16 @@ class Pipeline:
         refuse_while_importing("Pipeline")
         self.source = source
         self.transforms = transforms
-        self._store = store
+        self._loading = loading
         self._loader = loader
+        self._num_cold = num_cold
         self._prefetcher = prefetcher
         self._batches: Loader | PrefetchLoader = loader if prefetcher is None else prefetcher
         self._resources = resources
         self.workers = workers
         """Who makes batches, in words: "2 worker processes"."""
-        self.keeps = store.kind
-        """What the cache keeps between epochs, `encoded` or `decoded` images; None: there is none."""
+        self.keeps = None if loading.settings is None else str(loading.settings.kind)
+        """What the store keeps between epochs, `encoded` or `decoded` images or `either`; None: there is none."""
         self._own_transform = own_transform
 
     def __len__(self) -> int:
@@ -117,15 +119,15 @@ class Pipeline:
         self._batches.load_state_dict(state)
 
     def stats(self) -> dict[str, float]:
-        """Counts, seconds waited for batches, milliseconds an image per stage, and the cache's hit rate."""
+        """Counts, seconds waited for batches, milliseconds an image per stage, and what the store has had.
+
+        `cache_hit_pct` is the part of all samples so far that the store had; `cache_bound_pct` the most that any cache
+        of this capacity could have had of them.
+        """
         totals = self._loader.stats_counters.summary()
         if self._prefetcher is not None:
             totals["wait_s"] = self._prefetcher.wait_s
-        if self._store.cache is not None:
-            cache = self._store.cache.stats()
-            asked = cache["hits"] + cache["misses"]
-            totals |= {f"cache_{name}": value for name, value in cache.items()}
-            totals["cache_hit_pct"] = 100 * cache["hits"] / asked if asked else 0.0
+        totals |= self._loading.stats(self._loader.stats_counters, num_cold=self._num_cold)
         return totals
 
     def close(self) -> None:
@@ -219,7 +221,7 @@ def assemble(
         arena = None
         if backend is Backend.processes:
             source, arena = _in_shared_memory(source, resources, reserved_bytes=slots_bytes)
-        store = build_store(
+        loading = build_loading(
             source,
             config.cache,
             config.preload,
@@ -228,8 +230,7 @@ def assemble(
             name=name,
             stats=stats,
             resources=resources,
-            arena=arena,
-            num_processes=num_workers if arena is not None else 1,
+            in_processes=arena is not None,
         )
         order = Order(
             sampler=make_sampler(sampler, source, config.seed),
@@ -242,7 +243,7 @@ def assemble(
             drop_last=drop_last,
             fingerprint=cache(partial(order_fingerprint, source, sampler, transforms, function)),
         )
-        sample = MakeSample(store.load, transform, where=source.where, stats=stats)
+        sample = MakeSample(loading.load, transform, where=source.where, stats=stats)
         executor = build_executor(config.loader, num_workers, sample, arena, where=source.where, stats=stats)
         resources.callback(executor.close, EXIT_LIMIT_S)
         loader = Loader(
@@ -264,8 +265,9 @@ def assemble(
     return Pipeline(
         source=source,
         transforms=transforms,
-        store=store,
+        loading=loading,
         loader=loader,
+        num_cold=None if order.sampler.with_replacement else len(source) // world_size,
         prefetcher=prefetcher,
         resources=owned,
         workers=describe_workers(config.loader, num_workers, backend),

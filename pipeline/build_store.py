@@ -3,47 +3,66 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from pipeline.build_budget import plan_settings, preload_cures, refuse_preload
+from pipeline.build_estimate import look_at_some
 from pipeline.cache import LRUCache, PinnedCache
-from pipeline.cache.filled import Filled
-from pipeline.cache.load import CachedLoad, Sample, sample_bytes
+from pipeline.cache.load import HITS, MISSES, CachedLoad, Sample, Store, ValuedLoad
 from pipeline.cache.pack import PackFile, open_or_build
-from pipeline.config import Cache, ConfigError, Preload, Transforms
-from pipeline.decode import inspect
-from pipeline.loader.read import Decoding, TimedRead
-from pipeline.machine import available_bytes
+from pipeline.cache.private_store import PrivateStore, sample_bytes
+from pipeline.cache.settings import Kind, Settings
+from pipeline.cache.theory import bound
+from pipeline.config import Cache, CachePolicy, ConfigError, Preload, Transforms
+from pipeline.loader.read import AlreadyRead, Decoding, TimedRead
 from pipeline.preload import preload
 from pipeline.sources import Source
 from pipeline.stats import Stats
-from pipeline.transforms.geometry import limit_side
 
 if TYPE_CHECKING:
-    from pipeline.shared import Arena
+    from pipeline.cache.shared_store import SharedStore
 
-GIB = 2**30
-HEADERS_READ = 32
-"""Images whose header is read to estimate how large all of them are when decoded."""
+CAN_SHARE = sys.platform == "linux"
+"""Whether a store can be shared by processes; elsewhere there is one for threads."""
 
 
 @dataclass(slots=True)
-class Store:
-    """Where samples are loaded from: the source itself, or a cache or pack before it."""
+class Loading:
+    """Where samples are loaded from: the source itself, or a store or pack before it."""
 
     load: Callable[[int], Sample]
-    cache: LRUCache[int, Sample] | None = None
-    kind: str | None = None
-    """What is kept, `encoded` or `decoded`; None: nothing is."""
+    store: Store | None = None
+    settings: Settings | None = None
+    """What `store` was made with."""
+    is_preloaded: bool = False
+    """Whether it was filled before the first epoch."""
+
+    def stats(self, counts: Stats, *, num_cold: int | None) -> dict[str, float]:
+        """The store's numbers for people; none without a store.
+
+        `num_cold` samples are asked for before any is asked for again: those of a rank's epoch. None where samples are
+        drawn with replacement: then theory has no bound.
+        """
+        if self.store is None or self.settings is None:
+            return {}
+        hits, misses = counts.total(HITS), counts.total(MISSES)
+        kept = self.store.stats()
+        numbers: dict[str, float] = {"cache_hits": hits, "cache_misses": misses}
+        numbers |= {f"cache_{name}": number for name, number in kept.items()}
+        numbers["cache_hit_pct"] = 100 * hits / max(1, hits + misses)
+        if num_cold is not None:
+            fraction = kept["entries"] / max(1, self.settings.num_samples)
+            cold = 0 if self.is_preloaded else num_cold
+            numbers["cache_bound_pct"] = 100 * bound(fraction, hits + misses, num_cold=cold)
+        return numbers
 
 
-def build_store(
+def build_loading(
     source: Source,
     cache: Cache,
     preloading: Preload,
@@ -53,10 +72,9 @@ def build_store(
     name: str,
     stats: Stats,
     resources: ExitStack,
-    arena: Arena | None = None,
-    num_processes: int = 1,
-) -> Store:
-    """The store that the configuration asks for, preloaded if it says so.
+    in_processes: bool = False,
+) -> Loading:
+    """What loads samples by id, through the store that the configuration asks for, preloaded if it says so.
 
     Args:
         source: what the store is filled from.
@@ -65,102 +83,76 @@ def build_store(
         transforms: their pixel options decide what a decoded store may keep.
         num_threads: threads that preload.
         name: what is preloaded, for the progress bar.
-        stats: counts what is really read and decoded; what a cache answers is in neither.
-        resources: closes a pack file.
-        arena: memory shared with worker processes, if those are to load; a whole preload is put there.
-        num_processes: worker processes; each has a cache of its own, and so a part of its budget.
+        stats: counts what is really read and decoded, and the store's hits and misses.
+        resources: closes a store and a pack file.
+        in_processes: worker processes are to load.
     """
+    read: Callable[[int], Sample] = source.read
     if preloading.mode == "pack":
-        pack = _build_pack(source, preloading, num_threads=num_threads, name=name)
+        read = pack = _build_pack(source, preloading, num_threads=num_threads, name=name)
         resources.callback(pack.close)
-        read: Callable[[int], Sample] = TimedRead(pack, stats)
-    else:
-        read = TimedRead(source.read, stats)
-    if cache.policy == "none" and preloading.mode != "ram":
-        return Store(read)
-    budget_bytes = _budget_bytes(cache)
-    kind = _resolve_kind(cache, source, transforms, budget_bytes)
-    load = Decoding(read, source.where, max_side=transforms.max_side, stats=stats) if kind == "decoded" else read
-    policy: type[LRUCache[int, Sample]] = LRUCache if cache.policy == "lru" else PinnedCache
-    if arena is not None:
-        if preloading.mode == "ram":
-            kept_images = min(len(source), cache.max_images or len(source))
-            samples = preload(load, kept_images, num_threads=num_threads, name=name)
-            return Store(Filled(_within(samples, kept_images, budget_bytes, name), arena, rest=load), kind=kind)
-        max_images = None if cache.max_images is None else -(-cache.max_images // num_processes)
-        own = policy(max_images, max_bytes=budget_bytes // num_processes, size_of=sample_bytes)
-        return Store(CachedLoad(load, own), kind=kind)
-    kept = policy(cache.max_images, max_bytes=budget_bytes, size_of=sample_bytes)
-    cached = CachedLoad(load, kept)
+    policy = CachePolicy.pinned if preloading.mode == "ram" else cache.policy
+    if policy is CachePolicy.none:
+        return Loading(TimedRead(read, stats))
+    sizes = look_at_some(source, transforms.max_side)
+    settings = plan_settings(cache, transforms, sizes, count=len(source), policy=policy)
+    cures = preload_cures(settings.kind)
     if preloading.mode == "ram":
-        _fill(cached, len(source), cache, num_threads=num_threads, name=name)
-        kept.reset_counts()  # filling it asked for what could not be there
-    return Store(cached, kept, kind)
+        refuse_preload(settings, sizes, name, what="preload=ram", cures=cures)
+    read = TimedRead(AlreadyRead(read, sizes.read), stats)
+    decoding = Decoding(read, source.where, max_side=transforms.max_side, stats=stats)
+    load: CachedLoad | ValuedLoad
+    if policy is CachePolicy.valued:
+        decode = None if settings.kind is Kind.encoded else decoding.decode
+        load = ValuedLoad(read, decode, shared_store(settings), stats)
+    elif settings.kind is Kind.decoded:
+        load = CachedLoad(decoding, make_store(settings, in_processes=in_processes), stats, direct=read)
+    else:
+        load = CachedLoad(read, make_store(settings, in_processes=in_processes), stats)
+    store = load.store
+    resources.callback(store.close)
+    if preloading.mode == "ram":
+        fill(load, store, len(source), num_threads=num_threads, name=name, cures=cures)
+        stats.forget(HITS, MISSES)
+    return Loading(load, store, settings, is_preloaded=preloading.mode == "ram")
 
 
-def _budget_bytes(cache: Cache) -> int:
-    free = available_bytes()
-    if cache.max_gib is None:
-        return free // 2
-    wanted = int(cache.max_gib * GIB)
-    if wanted > free:
+def make_store(settings: Settings, *, in_processes: bool) -> Store:
+    """An empty store. ConfigError where the system cannot do what it needs."""
+    # In this process's own memory where that will do: pages that may go must be copied at every hit.
+    if not in_processes and (settings.policy is CachePolicy.lru or not CAN_SHARE):
+        cache = LRUCache if settings.policy is CachePolicy.lru else PinnedCache
+        return PrivateStore(cache(settings.max_images, max_bytes=settings.max_bytes, size_of=sample_bytes))
+    return shared_store(settings)
+
+
+def shared_store(settings: Settings) -> SharedStore:
+    """An empty store that processes share. ConfigError where there is no such thing."""
+    if not CAN_SHARE:
         raise ConfigError(
-            f"cache.max_gib={cache.max_gib:g} is more than the {free / GIB:.1f} GiB that are free; "
-            "lower it, or use preload=pack"
+            f"cache={settings.policy} needs Linux here; use loader.backend=threads with cache=lru or cache=pinned"
         )
-    return wanted
+    from pipeline.cache.shared_store import SharedStore  # not above: it needs Linux
+
+    return SharedStore.empty(settings)
 
 
-def _resolve_kind(cache: Cache, source: Source, transforms: Transforms, budget_bytes: int) -> str:
-    if cache.store != "auto":
-        return str(cache.store)
-    if transforms.decode == "scaled":
-        return "encoded"
-    kept = len(source) if cache.max_images is None else min(len(source), cache.max_images)
-    # An estimate: with less than a tenth to spare, all of them might not fit after all.
-    needed_bytes = 1.1 * _mean_decoded_bytes(source, transforms) * kept
-    return "decoded" if needed_bytes <= budget_bytes else "encoded"
+def fill(
+    load: Callable[[int], Sample], store: Store, count: int, *, num_threads: int, name: str, cures: Sequence[str]
+) -> None:
+    """Load samples 0 ... count - 1, called `name`, into `store`; ConfigError with `cures` when it has no room."""
 
+    def load_and_check(id: int) -> Sample:
+        sample = load(id)
+        if not store.has(id) and len(sample) > 0:
+            raise ConfigError(
+                f"the images of {name} are larger than a few of them looked: there is room for "
+                f"{store.stats()['entries']:,} of {count:,}; use {', '.join(cures[:-1])} or {cures[-1]}"
+            )
+        return sample
 
-def _mean_decoded_bytes(source: Source, transforms: Transforms) -> float:
-    """Mean over a few samples' headers; infinite if none of them can be read, which is not for an estimate to say."""
-    sizes = []
-    for id in np.linspace(0, len(source) - 1, min(HEADERS_READ, len(source)), dtype=np.int64).tolist():
-        try:
-            sample = source.read(id)
-            if isinstance(sample, bytes):
-                info = inspect(sample)
-                height, width = limit_side(info.height, info.width, transforms.max_side)
-                sizes.append(height * width * 3)
-            else:
-                sizes.append(sample.nbytes)
-        except (OSError, ValueError):  # the loop that wants this sample will meet the error, at its place
-            continue
-    return float(np.mean(sizes)) if sizes else math.inf
-
-
-def _fill(load: CachedLoad, count: int, cache: Cache, *, num_threads: int, name: str) -> None:
-    kept = count if cache.max_images is None else min(count, cache.max_images)
-    for loaded, _ in enumerate(preload(load, kept, num_threads=num_threads, name=name), start=1):
-        if len(load.cache) < loaded:
-            raise _no_room(loaded - 1, kept, name)
-
-
-def _within(samples: Iterable[Sample], count: int, budget_bytes: int, name: str) -> Iterator[Sample]:
-    """`samples`, as long as all of them together are no more than `budget_bytes`."""
-    total_bytes = 0
-    for loaded, sample in enumerate(samples):
-        total_bytes += sample_bytes(sample)
-        if total_bytes > budget_bytes:
-            raise _no_room(loaded, count, name)
-        yield sample
-
-
-def _no_room(loaded: int, count: int, name: str) -> ConfigError:
-    return ConfigError(
-        f"preload=ram has room for {loaded} of {count} images of {name}; "
-        "raise cache.max_gib, use cache.store=encoded, or use preload=pack"
-    )
+    for _ in preload(load_and_check, count, num_threads=num_threads, name=name):
+        pass
 
 
 def _build_pack(source: Source, preloading: Preload, *, num_threads: int, name: str) -> PackFile:

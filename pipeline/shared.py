@@ -7,8 +7,10 @@ import mmap
 import os
 import pickle
 import tempfile
+import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,6 +58,43 @@ def map_file(fd: int, size_bytes: int, *, writable: bool, private: bool = False)
     return array
 
 
+class Descriptor:
+    """A file descriptor that pickles into an `Arena` and, once registered, by `multiprocessing`.
+
+    The receiver's copy has a number of its own and is the receiver's to close. A pickle of any other kind may be read
+    anywhere, at any time, and so has none: `fd` is None there.
+    """
+
+    def __init__(self, fd: int | None) -> None:
+        """Name `fd`, which stays the caller's."""
+        self.fd = fd
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arena: Arena | None = getattr(_current, "arena", None)
+        if arena is None or self.fd is None:
+            return Descriptor, (None,)
+        return _descriptor_in_arena, (arena.add_file(self.fd),)
+
+
+def passed_by_multiprocessing(descriptor: Descriptor) -> tuple[Any, ...]:
+    """How `multiprocessing.reduction.ForkingPickler` is to reduce a `Descriptor`."""
+    from multiprocessing.reduction import DupFd  # what workers of ours have no use for
+
+    return (Descriptor, (None,)) if descriptor.fd is None else (_descriptor_received, (DupFd(descriptor.fd),))
+
+
+def _descriptor_in_arena(number: int) -> Descriptor:
+    return Descriptor(os.dup(_current.arena.files[number]))
+
+
+def _descriptor_received(sent: Any) -> Descriptor:
+    return Descriptor(sent.detach())
+
+
+_current = threading.local()
+"""`arena`: the one that is being written to or read from, in this thread."""
+
+
 class _Extent(NamedTuple):
     segment: int
     start: int
@@ -70,15 +109,17 @@ class Arena:
     from it stays valid for as long as it is referenced.
     """
 
-    def __init__(self, fds: Sequence[int] = (), *, reserved_bytes: int = 0) -> None:
-        """An empty arena, or one over the segments that another process's `fds` lists; takes ownership of them.
+    def __init__(self, fds: Sequence[int] = (), files: Sequence[int] = (), *, reserved_bytes: int = 0) -> None:
+        """An empty arena, or one over the segments and files that another process's lists; takes ownership of them.
 
         Over another's segments arrays can be written to, as they could before they were sent: each process then has
         its own copy of the page. `reserved_bytes` of memory are promised to somebody else.
         """
         self.fds = list(fds)
+        self.files = list(files)
+        """Copies of the descriptors that what was stored refers to."""
         self._reserved_bytes = reserved_bytes
-        self._finalizer = weakref.finalize(self, _close_all, self.fds)
+        self._finalizer = weakref.finalize(self, _close_all, self.fds, self.files)
         self._maps = [map_file(fd, os.fstat(fd).st_size, writable=True, private=True) for fd in self.fds]
 
     @property
@@ -92,7 +133,8 @@ class Arena:
         Raises what pickling raises, and ConfigError when there is not enough memory.
         """
         buffers: list[pickle.PickleBuffer] = []
-        stream = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+        with self._as_current():
+            stream = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
         pieces = [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
         extents = [self._find(piece) for piece in pieces]
         fresh_bytes = sum(len(piece) for piece, found in zip(pieces, extents, strict=True) if not found)
@@ -117,12 +159,26 @@ class Arena:
     def load(self, stored: bytes) -> Any:
         """A new object; its arrays are views of the arena, read-only ones where it was stored."""
         stream, extents = pickle.loads(stored)
-        return pickle.loads(self._view(stream), buffers=[self._view(extent) for extent in extents])
+        with self._as_current():
+            return pickle.loads(self._view(stream), buffers=[self._view(extent) for extent in extents])
+
+    def add_file(self, fd: int) -> int:
+        """Keep a copy of `fd`; its number in `files`."""
+        self.files.append(os.dup(fd))
+        return len(self.files) - 1
 
     def close(self) -> None:
         """Close the descriptors. May be called twice."""
         self._finalizer()
         self._maps.clear()
+
+    @contextmanager
+    def _as_current(self) -> Iterator[None]:
+        _current.arena = self
+        try:
+            yield
+        finally:
+            del _current.arena
 
     def _view(self, extent: _Extent) -> memoryview:
         segment, start, size_bytes = extent
@@ -150,9 +206,10 @@ class Arena:
         return extents
 
 
-def _close_all(fds: list[int]) -> None:
-    while fds:
-        os.close(fds.pop())
+def _close_all(*lists: list[int]) -> None:
+    for fds in lists:
+        while fds:
+            os.close(fds.pop())
 
 
 def _check_room(needed_bytes: int, reserved_bytes: int) -> None:

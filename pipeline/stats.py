@@ -29,6 +29,10 @@ class StageClock:
         self.seconds[stage] += seconds
         self.counts[stage] += 1
 
+    def tally(self, event: str) -> None:
+        """Count one `event`, which takes no time."""
+        self.counts[event] += 1
+
     def take(self) -> tuple[dict[str, float], dict[str, int]]:
         """Seconds and counts so far, forgotten here; for the clock's own thread."""
         taken = dict(self.seconds), dict(self.counts)
@@ -78,6 +82,19 @@ class Stats:
         self.samples += samples
         self.wait_s += waited_s
         self.copied_batches += copied
+
+    def total(self, event: str) -> int:
+        """How often `event` was tallied."""
+        with self._lock:
+            clocks = tuple(self._clocks)
+        return sum(clock.counts.get(event, 0) for clock in clocks)
+
+    def forget(self, *events: str) -> None:
+        """Count these events from 0; nobody may be tallying them now."""
+        with self._lock:
+            for clock in self._clocks:
+                for event in events:
+                    clock.counts.pop(event, None)
 
     def summary(self) -> dict[str, float]:
         """Totals so far: counts, seconds waited by the consumer, and per stage milliseconds an image."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import inspect
 import itertools
@@ -220,17 +221,19 @@ def test_a_torch_dataloader_drives_the_dataset_with_torchvision(context: str | N
     assert batches[0][0].shape == (8, 3, 16, 16)
 
 
-def test_a_dataset_pickles_with_what_it_remembers(jpegs: list[Path]) -> None:
+def test_a_pickled_dataset_begins_with_an_empty_cache(jpegs: list[Path]) -> None:
     dataset = HighPerformanceDataset(jpegs, labels_of(jpegs))
     dataset[3]
-    again = pickle.loads(pickle.dumps(dataset))
-    again[3]
-    assert again.stats()["hits"] == 1
+    for again in (pickle.loads(pickle.dumps(dataset)), copy.deepcopy(dataset)):
+        assert again.stats()["entries"] == 0
+        assert torch.equal(again[3][0], dataset[3][0])
+        again[3]
+        assert (again.stats()["entries"], again.stats()["hits"]) == (1, 1)
 
 
 def test_a_broken_file_is_named_by_the_dataset(broken_jpeg: Path) -> None:
-    with pytest.raises(ValueError, match="truncated") as caught:
-        HighPerformanceDataset([broken_jpeg], [0])[0]
+    with HighPerformanceDataset([broken_jpeg], [0]) as dataset, pytest.raises(ValueError, match="truncated") as caught:
+        dataset[0]
     assert str(broken_jpeg) in caught.value.__notes__[0]
 
 

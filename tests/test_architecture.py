@@ -26,6 +26,8 @@ FLOW = [
     "transforms",
     "loader",
     "prefetch",
+    "build_estimate",
+    "build_budget",
     "build_loader",
     "build_prefetch",
     "build_source",

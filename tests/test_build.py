@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from pipeline._compat import HYDRA_MAIN
 from pipeline.build import build_pipeline
-from pipeline.build_store import build_store
-from pipeline.cache import LRUCache, PinnedCache
+from pipeline.build_store import Loading, build_loading
 from pipeline.cli import conf_dir
 from pipeline.config import Cache, ConfigError, FolderData, Loader, PipelineConfig, Prefetch, Preload, Transforms
 from pipeline.config.compose import to_config
@@ -32,7 +32,7 @@ from pipeline.transforms.sample import SampleTransform
 
 CHOICES = {
     "data": ["tiny", "small", "medium", "large"],
-    "cache": ["none", "lru", "pinned"],
+    "cache": ["none", "lru", "pinned", "valued"],
     "preload": ["none", "ram", "pack"],
     "prefetch": ["auto", "none", "cpu", "cuda"],
     "transforms": ["none", "light", "standard", "heavy"],
@@ -142,43 +142,55 @@ def test_what_a_device_would_do_equals_what_workers_do(configs: Any) -> None:
     assert (on_device - torch.from_numpy(floats).permute(0, 3, 1, 2)).abs().max().item() <= 1e-6
 
 
-def store_of(source: Any, cache: Cache, preload: Preload | None = None, **transforms: Any) -> Any:
+@contextmanager
+def loading_of(
+    source: Any, cache: Cache, preload: Preload | None = None, **transforms: Any
+) -> Iterator[tuple[Loading, Stats]]:
     stats = Stats()
     with ExitStack() as resources:
-        store = build_store(
-            source,
-            cache,
-            preload or Preload(),
-            Transforms(size=16, **transforms),
-            num_threads=2,
-            name="test",
-            stats=stats,
-            resources=resources,
+        yield (
+            build_loading(
+                source,
+                cache,
+                preload or Preload(),
+                Transforms(size=16, **transforms),
+                num_threads=2,
+                name="test",
+                stats=stats,
+                resources=resources,
+            ),
+            stats,
         )
-        return store, stats
 
 
 @pytest.mark.parametrize(("max_gib", "kind"), [(1.0, np.ndarray), (1e-4, bytes)])
 def test_auto_keeps_pixels_if_all_fit_and_bytes_otherwise(max_gib: float, kind: type, tmp_path: Path) -> None:
     paths = write_jpegs(tmp_path, 10)
-    store, _ = store_of(FileSource(paths, range(10)), Cache(policy="lru", max_gib=max_gib))  # type: ignore[arg-type]
-    assert isinstance(store.load(0), kind)
+    cache = Cache(policy="lru", max_gib=max_gib)  # type: ignore[arg-type]
+    with loading_of(FileSource(paths, range(10)), cache) as (loading, _):
+        assert isinstance(loading.load(0), kind)
 
 
 def test_a_decoded_store_keeps_what_max_side_makes_of_an_image(tmp_path: Path) -> None:
     paths = write_jpegs(tmp_path, 2, height=60, width=80)
-    store, _ = store_of(FileSource(paths, range(2)), Cache(policy="pinned"), max_side=40)  # type: ignore[arg-type]
-    assert store.load(0).shape == (30, 40, 3)
+    for policy in ("lru", "pinned", "valued"):
+        cache = Cache(policy=policy)  # type: ignore[arg-type]
+        with loading_of(FileSource(paths, range(2)), cache, max_side=40) as (loading, _):
+            for _ in range(2):
+                assert np.shape(loading.load(0)) == (30, 40, 3)
 
 
-def test_policies_are_the_ones_named(tmp_path: Path) -> None:
+def test_policies_and_capacities_are_the_ones_named(tmp_path: Path) -> None:
     source = FileSource(write_jpegs(tmp_path, 4), range(4))
-    for policy, kind in (("lru", LRUCache), ("pinned", PinnedCache)):
-        store, _ = store_of(source, Cache(policy=policy, max_images=2))  # type: ignore[arg-type]
-        assert type(store.cache) is kind
-        assert store.cache.capacity == 2
-    store, _ = store_of(source, Cache())
-    assert store.cache is None
+    kept = {"lru": [2, 3], "pinned": [0, 1]}
+    for policy, ids in kept.items():
+        with loading_of(source, Cache(policy=policy, max_images=2)) as (loading, _):  # type: ignore[arg-type]
+            for id in range(4):
+                loading.load(id)
+            assert loading.store is not None
+            assert [id for id in range(4) if loading.store.has(id)] == ids
+    with loading_of(source, Cache()) as (loading, _):
+        assert loading.store is None
 
 
 def test_each_file_is_read_once_while_it_fits(tmp_path: Path) -> None:
@@ -201,37 +213,70 @@ def test_each_file_is_read_once_while_it_fits(tmp_path: Path) -> None:
 
 def test_filling_a_store_before_the_first_epoch_counts_as_no_miss(tmp_path: Path) -> None:
     source = FileSource(write_jpegs(tmp_path, 4), range(4))
-    store, _ = store_of(source, Cache(), Preload(mode="ram"))  # type: ignore[arg-type]
-    for id in range(4):
-        store.load(id)
-    assert (store.cache.stats()["hits"], store.cache.stats()["misses"]) == (4, 0)
+    with loading_of(source, Cache(), Preload(mode="ram")) as (loading, stats):  # type: ignore[arg-type]
+        for id in range(4):
+            loading.load(id)
+        numbers = loading.stats(stats, num_cold=4)
+    assert (numbers["cache_hits"], numbers["cache_misses"], numbers["cache_bound_pct"]) == (4, 0, 100)
 
 
-def test_a_preload_that_does_not_fit_says_how_much_did_and_what_to_change(tmp_path: Path) -> None:
-    source = FileSource(write_jpegs(tmp_path, 10), range(10))
-    cache = Cache(store="decoded", max_gib=5 * 60 * 80 * 3 / 2**30)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"room for 5 of 10 images .* raise cache\.max_gib"):
-        store_of(source, cache, Preload(mode="ram"))  # type: ignore[arg-type]
+def test_a_preload_that_does_not_fit_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    paths = write_jpegs(tmp_path, 100)
+    reads: list[int] = []
+
+    class Counting(FileSource):
+        def read(self, id: int) -> bytes:
+            reads.append(id)
+            return super().read(id)
+
+    cache = Cache(store="decoded", max_gib=50 * 60 * 80 * 3 / 2**30)  # type: ignore[arg-type]
+    with (
+        pytest.raises(
+            ValueError, match=r"preload=ram needs about .* use cache\.store=encoded, transforms\.max_side"
+        ) as error,
+        loading_of(Counting(paths, range(100)), cache, Preload(mode="ram")),  # type: ignore[arg-type]
+    ):
+        pass
+    assert re.search(r"100 decoded images of test, 14 kB each", str(error.value))
+    assert len(reads) <= 32
+
+
+def test_a_preload_that_an_estimate_took_for_smaller_says_so_where_the_room_ends(tmp_path: Path) -> None:
+    small = write_jpegs(tmp_path / "small", 40, height=8, width=8)
+    paths = [*small, *write_jpegs(tmp_path / "large", 2, height=90, width=90)]
+    looked_at = np.linspace(0, 41, 32, dtype=np.int64).tolist()
+    order = [id for id in range(42) if id not in looked_at]
+    source = FileSource([paths[0] if id in looked_at else paths[-1] for id in range(42)], range(42))
+    assert order
+    cache = Cache(store="decoded", max_gib=9 * 90 * 90 * 3 / 2**30)  # type: ignore[arg-type]
+    with (
+        pytest.raises(ValueError, match=r"room for \d+ of 42; use cache\.store=encoded"),
+        loading_of(source, cache, Preload(mode="ram")),  # type: ignore[arg-type]
+    ):
+        pass
 
 
 def test_a_broken_file_does_not_spoil_the_estimate_but_is_met_at_its_place(tmp_path: Path) -> None:
     paths = write_jpegs(tmp_path, 3)
     paths[0].write_bytes(b"<html>")
     paths[1].unlink()
-    store, _ = store_of(FileSource(paths, range(3)), Cache(policy="lru"))  # type: ignore[arg-type]
-    assert isinstance(store.load(2), np.ndarray)
-    with pytest.raises(ValueError, match="no known image format"):
-        store.load(0)
+    cache = Cache(policy="lru")  # type: ignore[arg-type]
+    with loading_of(FileSource(paths, range(3)), cache) as (loading, _):
+        assert isinstance(loading.load(2), np.ndarray)
+        with pytest.raises(ValueError, match="no known image format"):
+            loading.load(0)
     paths[2].unlink()
-    store, _ = store_of(FileSource(paths, range(3)), Cache(policy="lru"))  # type: ignore[arg-type]
-    with pytest.raises(FileNotFoundError):
-        store.load(2)
+    with loading_of(FileSource(paths, range(3)), cache) as (loading, _), pytest.raises(FileNotFoundError):
+        loading.load(2)
 
 
 def test_a_budget_above_what_is_free_is_refused(tmp_path: Path) -> None:
     source = FileSource(write_jpegs(tmp_path, 1), range(1))
-    with pytest.raises(ValueError, match=r"cache\.max_gib=1e\+06 is more than the .* GiB that are free"):
-        store_of(source, Cache(policy="lru", max_gib=1e6))  # type: ignore[arg-type]
+    with (
+        pytest.raises(ValueError, match=r"cache\.max_gib=1e\+06 is more than the .* GiB that are free"),
+        loading_of(source, Cache(policy="lru", max_gib=1e6)),  # type: ignore[arg-type]
+    ):
+        pass
 
 
 def test_a_changed_file_is_packed_again_and_an_unchanged_set_is_not(tmp_path: Path) -> None:
@@ -240,7 +285,8 @@ def test_a_changed_file_is_packed_again_and_an_unchanged_set_is_not(tmp_path: Pa
 
     def packed() -> dict[Path, int]:
         """Build the store; the packs there are then, with their times."""
-        store_of(FileSource(paths, range(3)), Cache(), preload)
+        with loading_of(FileSource(paths, range(3)), Cache(), preload):
+            pass
         return {path: path.stat().st_mtime_ns for path in (tmp_path / "packs").glob("*.pack")}
 
     first = packed()
@@ -253,8 +299,10 @@ def test_a_changed_file_is_packed_again_and_an_unchanged_set_is_not(tmp_path: Pa
 
 def test_pixels_cannot_be_packed_and_need_no_decoding(tmp_path: Path) -> None:
     source = ArraySource(np.zeros((4, 16, 16, 3), np.uint8), range(4))
-    with pytest.raises(ValueError, match="use preload=ram"):
-        store_of(source, Cache(), Preload(mode="pack", dir=str(tmp_path)))  # type: ignore[arg-type]
-    store, stats = store_of(source, Cache(store="decoded"), Preload(mode="ram"))  # type: ignore[arg-type]
-    assert store.load(3).shape == (16, 16, 3)
-    assert stats.summary()["decode_count"] == 0
+    pack = Preload(mode="pack", dir=str(tmp_path))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="use preload=ram"), loading_of(source, Cache(), pack):
+        pass
+    cache = Cache(store="decoded")  # type: ignore[arg-type]
+    with loading_of(source, cache, Preload(mode="ram")) as (loading, stats):  # type: ignore[arg-type]
+        assert np.shape(loading.load(3)) == (16, 16, 3)
+        assert stats.summary()["decode_count"] == 0

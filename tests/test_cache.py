@@ -7,14 +7,21 @@ import os
 import pickle
 import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from pipeline.cache import LRUCache, PinnedCache
-from pipeline.cache.load import CachedLoad, sample_bytes
+from pipeline.cache.load import CachedLoad, Sample
+from pipeline.cache.private_store import PrivateStore, sample_bytes
 from pipeline.sampler import ShuffleSampler
+from pipeline.stats import Stats
+
+
+def through_lru(load: Callable[[int], Sample]) -> CachedLoad:
+    return CachedLoad(load, PrivateStore(LRUCache(10)), Stats())
 
 
 def test_the_least_recently_used_entry_goes_first_and_a_get_is_a_use() -> None:
@@ -147,7 +154,7 @@ def test_a_load_in_flight_is_waited_for_and_never_begun_twice() -> None:
         assert go.wait(60)
         return b"sample"
 
-    cached = CachedLoad(load, LRUCache(10))
+    cached = through_lru(load)
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(cached, 1)
         assert began.wait(60)
@@ -166,14 +173,14 @@ def test_a_failed_load_is_raised_and_tried_again_by_the_next() -> None:
             raise answer
         return answer
 
-    cached = CachedLoad(load, LRUCache(10))
+    cached = through_lru(load)
     with pytest.raises(OSError, match="not yet"):
         cached(1)
     assert cached(1) == b"sample"
 
 
 def test_cached_pixels_cannot_be_written_to() -> None:
-    cached = CachedLoad(lambda _: np.zeros((2, 2, 3), np.uint8), LRUCache(10))
+    cached = through_lru(lambda _: np.zeros((2, 2, 3), np.uint8))
     for _ in range(2):
         pixels = cached(1)
         assert isinstance(pixels, np.ndarray)
@@ -195,7 +202,7 @@ def test_a_forked_child_loads_what_the_parent_had_in_flight() -> None:
             assert go.wait(60)
         return b"sample"
 
-    cached = CachedLoad(load, LRUCache(10))
+    cached = through_lru(load)
     with ThreadPoolExecutor(1) as pool:
         loading = pool.submit(cached, 1)
         assert began.wait(60)

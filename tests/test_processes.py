@@ -122,7 +122,7 @@ def test_workers_stay_from_epoch_to_epoch_and_through_a_break() -> None:
 
 
 def test_a_worker_is_reaped_only_when_it_has_ended() -> None:
-    worker = WorkerProcess(0, Hello(0, b"", 0, 1, None), [], Launch.here())
+    worker = WorkerProcess(0, Hello(0, b"", 0, 0, 1, None), [], Launch.here())
     try:
         os.kill(worker.pid, signal.SIGSTOP)  # so that it neither works nor ends
         reaped = run_aside(worker.reap)

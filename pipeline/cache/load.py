@@ -1,70 +1,150 @@
-"""Loading through a cache."""
+"""Loading through a store."""
 
 from __future__ import annotations
 
-import threading
+import time
 from collections.abc import Callable
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.forks import renew_after_fork
-from pipeline.cache.lru import LRUCache
+from pipeline.stats import Stats
 
 Sample = bytes | NDArray[np.uint8]
 """An encoded image, or decoded RGB pixels `(H, W, 3)`."""
 
+HITS, MISSES = "cache_hits", "cache_misses"
+"""What `Stats` calls samples that a store had, and those that it had not."""
 
-def sample_bytes(sample: Sample) -> int:
-    """Memory that a cached sample holds."""
-    return sample.nbytes if isinstance(sample, np.ndarray) else len(sample)
+
+class Store(Protocol):
+    """Keeps samples by id, as many as its budget and its policy allow. Safe to use from many threads."""
+
+    def find(self, id: int) -> Sample | None:
+        """Sample `id` if it is kept; pixels must not be written to."""
+
+    def wants(self, id: int, /) -> bool:
+        """Whether `keep` might keep sample `id`. Cheap."""
+
+    def has(self, id: int) -> bool:
+        """Whether sample `id` is kept now."""
+
+    def claimed(self, id: int) -> AbstractContextManager[None]:
+        """Be the only one who loads sample `id`; waits for whoever does."""
+
+    def keep(self, id: int, sample: Sample) -> bool:
+        """Remember `sample` if there is room; the caller has claimed it. Whether it is there now."""
+
+    def stats(self) -> dict[str, int]:
+        """`entries` and `bytes` kept now, `evictions` so far."""
+
+    def close(self) -> None:
+        """Free what it owns. May be called twice."""
+
+
+class RankedStore(Store, Protocol):
+    """A store in which a sample of higher rank takes the place of lower ones."""
+
+    def keep(self, id: int, sample: Sample, *, rank: float | None = None) -> bool:
+        """As `Store.keep`."""
 
 
 class CachedLoad:
-    """`load(id)` that remembers; an id whose load is in flight is waited for, never loaded twice.
+    """`load(id)` that remembers; an id whose load is in flight is waited for, never loaded twice."""
 
-    Arrays are kept read-only: what a cache returns is shared by every later epoch.
-    """
+    def __init__(
+        self,
+        load: Callable[[int], Sample],
+        store: Store,
+        stats: Stats,
+        *,
+        direct: Callable[[int], Sample] | None = None,
+    ) -> None:
+        """Ask `store` before `load`.
 
-    def __init__(self, load: Callable[[int], Sample], cache: LRUCache[int, Sample]) -> None:
-        """Ask `cache` before `load`; the cache may evict or refuse as it likes."""
+        `direct` loads what the store has no room for, in any form that makes the same row; by default `load` does.
+        """
         self._load = load
-        self.cache = cache
-        self.renew_locks()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # What is in flight, and its lock, belong to the process that loads it.
-        return self.__dict__ | {"_lock": None, "_in_flight": {}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.renew_locks()
-
-    def renew_locks(self) -> None:
-        """Forget what other threads have in flight, as a forked child must: they do not exist there."""
-        self._lock = threading.Lock()
-        self._in_flight: dict[int, threading.Event] = {}
-        renew_after_fork(self)
+        self._direct = direct or load
+        self.store = store
+        self._stats = stats
 
     def __call__(self, id: int) -> Sample:
         """Sample `id`. Raises what `load` raises; a failure is not remembered."""
-        while True:
-            with self._lock:
-                landed = self._in_flight.get(id)
-                if landed is None:
-                    sample = self.cache.get(id)
-                    if sample is not None:
-                        return sample
-                    self._in_flight[id] = threading.Event()
-                    break
-            landed.wait()
-        try:
-            sample = self._load(id)
-            if isinstance(sample, np.ndarray):
-                sample.flags.writeable = False
-            self.cache.put(id, sample)
+        store, clock = self.store, self._stats.clock
+        sample = store.find(id)
+        if sample is None:
+            if not store.wants(id):
+                clock.tally(MISSES)
+                return self._direct(id)
+            with store.claimed(id):
+                sample = store.find(id)
+                if sample is None:
+                    clock.tally(MISSES)
+                    sample = self._load(id)
+                    store.keep(id, sample)
+                    return sample
+        clock.tally(HITS)
+        return sample
+
+
+class ValuedLoad:
+    """`load(id)` over a store that keeps what saves most time a byte.
+
+    What a sample is worth is measured when it is loaded: kept as a file it saves the reading, kept as pixels the
+    decoding too, each divided by its bytes. The better of the two is kept, if it is worth more than what must go for
+    it; this is the greedy solution of the fractional knapsack, at most one sample from the best (Dantzig 1957). The
+    pixels are the same, whichever it is.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], Sample],
+        decode: Callable[[int, bytes], NDArray[np.uint8]] | None,
+        store: RankedStore,
+        stats: Stats,
+    ) -> None:
+        """Read with `read(id)` and decode with `decode(id, data)`; without `decode` only files are kept."""
+        self._read = read
+        self._decode = decode
+        self.store = store
+        self._stats = stats
+
+    def __call__(self, id: int) -> Sample:
+        """Sample `id`. Raises what `read` and `decode` raise; a failure is not remembered."""
+        store, clock = self.store, self._stats.clock
+        sample = store.find(id)
+        if sample is None:
+            if not store.wants(id):
+                clock.tally(MISSES)
+                return self._read(id)
+            with store.claimed(id):
+                sample = store.find(id)
+                if sample is None:
+                    clock.tally(MISSES)
+                    return self._load(id)
+        clock.tally(HITS)
+        return sample
+
+    def _load(self, id: int) -> Sample:
+        began_s = time.perf_counter()
+        sample = self._read(id)
+        read_s = time.perf_counter() - began_s
+        if not isinstance(sample, bytes):
+            self.store.keep(id, sample, rank=read_s / max(1, sample.nbytes))
             return sample
-        finally:
-            with self._lock:
-                self._in_flight.pop(id).set()
+        file_rank = read_s / max(1, len(sample))
+        if self._decode is None:
+            self.store.keep(id, sample, rank=file_rank)
+            return sample
+        # The thread's own time: what else the machine did meanwhile is not saved by keeping this sample.
+        began_s = time.thread_time()
+        pixels = self._decode(id, sample)
+        pixels_rank = (read_s + time.thread_time() - began_s) / max(1, pixels.nbytes)
+        if pixels_rank >= file_rank:
+            self.store.keep(id, pixels, rank=pixels_rank)
+        else:
+            self.store.keep(id, sample, rank=file_rank)
+        return pixels

@@ -7,11 +7,12 @@ from pipeline.config.checks import choice, real, whole
 
 
 class CachePolicy(StrEnum):
-    """Which samples stay: none, the ones used last (lru), or the first to come (pinned)."""
+    """Which samples stay: none, the used last (lru), the first to come (pinned), what saves most a byte (valued)."""
 
     none = "none"
     lru = "lru"
     pinned = "pinned"
+    valued = "valued"
 
 
 class Store(StrEnum):

@@ -122,7 +122,7 @@ class Dispatcher:
     def _start(self, number: int) -> WorkerProcess:
         self._crew.hands.clear(self._crew.threads_of(number))
         crew = self._crew
-        fds = [*crew.arena.fds, crew.hands_fd]
+        fds = [*crew.arena.fds, *crew.arena.files, crew.hands_fd]
         worker = WorkerProcess(number, crew.hello._replace(number=number), fds, crew.launch)
         self._selector.register(worker.connection, selectors.EVENT_READ, lambda: self._listen(worker))
         if worker.pidfd is not None:

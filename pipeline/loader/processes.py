@@ -81,7 +81,7 @@ class ProcessExecutor:
         crew = Crew(
             num_workers=num_workers,
             threads_per_worker=threads_per_worker,
-            hello=Hello(0, stored, len(arena.fds), threads_per_worker, script),
+            hello=Hello(0, stored, len(arena.fds), len(arena.files), threads_per_worker, script),
             arena=arena,
             hands_fd=hands_fd,
             hands=self._hands,

@@ -32,6 +32,20 @@ class TimedRead:
         return sample
 
 
+class AlreadyRead:
+    """`read(id)` that begins with what was read when sizes were estimated: no file is opened a second time for it."""
+
+    def __init__(self, read: Callable[[int], Sample], samples: dict[int, bytes]) -> None:
+        """Give each of `samples` once, instead of calling `read`."""
+        self._read = read
+        self._samples = samples
+
+    def __call__(self, id: int) -> Sample:
+        """Sample `id`."""
+        sample = self._samples.pop(id, None)
+        return self._read(id) if sample is None else sample
+
+
 class Decoding:
     """`load(id)` that gives pixels of its own: RGB uint8 `(H, W, 3)`, the long side at most `max_side`."""
 
@@ -49,14 +63,16 @@ class Decoding:
         self._stats = stats
 
     def __call__(self, id: int) -> NDArray[np.uint8]:
-        """Read and decode sample `id`; counted as the stage `decode` where there are stats."""
+        """Read and decode sample `id`."""
         sample = self._read(id)
-        if not isinstance(sample, bytes):
-            return sample
+        return self.decode(id, sample) if isinstance(sample, bytes) else shrink_to(sample, self._max_side)
+
+    def decode(self, id: int, data: bytes) -> NDArray[np.uint8]:
+        """Decode `data`, sample `id`; counted as the stage `decode` where there are stats."""
         began = time.perf_counter()
         try:
             # New scratch for each image: the pixels are kept, so they must not view memory that is used again.
-            pixels = shrink_to(decode(sample, inspect(sample), Scratch()), self._max_side)
+            pixels = shrink_to(decode(data, inspect(data), Scratch()), self._max_side)
         except ValueError as error:
             error.add_note(f"stage decode, sample id {id}, {self._where(id)}")
             raise

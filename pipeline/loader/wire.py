@@ -22,12 +22,13 @@ _MAX_FDS = 16
 
 
 class Hello(NamedTuple):
-    """First message to a worker; `num_segments` descriptors of the arena and those of hands and report follow it."""
+    """First message to a worker, with the descriptors of the arena's segments and files, of hands and of report."""
 
     number: int
     stored: bytes
     """What `Arena.load` makes `(sample function, stats)` of."""
     num_segments: int
+    num_files: int
     num_threads: int
     script: MainScript | None
     """The user's main script, if the sample function refers to it."""

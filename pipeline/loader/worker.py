@@ -111,7 +111,10 @@ class _Worker:
         """Take over the sample function and start the other threads; or say why that cannot be."""
         self._hello = hello
         connection = self._connection
-        arena = Arena([connection.take_fd() for _ in range(hello.num_segments)])
+        segments, files = (
+            [connection.take_fd() for _ in range(count)] for count in (hello.num_segments, hello.num_files)
+        )
+        arena = Arena(segments, files)
         hands_fd, report_fd = connection.take_fd(), connection.take_fd()
         self._hands = Hands(map_file(hands_fd, os.fstat(hands_fd).st_size, writable=True))
         os.close(hands_fd)

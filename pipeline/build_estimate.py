@@ -1,0 +1,60 @@
+"""How large samples are, from a look at a few of them. A part of `build.py`, in a file of its own."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.decode import inspect
+from pipeline.sources import Source
+from pipeline.transforms.geometry import limit_side
+
+LOOKED_AT = 32
+"""Samples read, at most."""
+KEPT_BYTES = 4 << 20
+"""Of what was read, so much is kept for whoever reads these samples next; every worker process gets a copy."""
+
+
+class Sizes(NamedTuple):
+    """Mean bytes of a sample; infinite where none could be read, which is not for an estimate to say."""
+
+    encoded: float
+    decoded: float
+    read: dict[int, bytes]
+    """Encoded samples by id, as far as they were kept."""
+
+    def of(self, *, decoded: bool) -> float:
+        """Mean bytes of a sample as it is kept."""
+        return self.decoded if decoded else self.encoded
+
+
+def look_at_some(source: Source, max_side: int | None) -> Sizes:
+    """The sizes of a few samples spread over `source`; decoded ones after `max_side`."""
+    encoded: list[int] = []
+    decoded: list[int] = []
+    kept: dict[int, bytes] = {}
+    kept_bytes = 0
+    for id in np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source)), dtype=np.int64).tolist():
+        try:
+            sample = source.read(id)
+            if isinstance(sample, bytes):
+                info = inspect(sample)
+                height, width = limit_side(info.height, info.width, max_side)
+                encoded.append(len(sample))
+                decoded.append(height * width * 3)
+                if kept_bytes + len(sample) <= KEPT_BYTES:
+                    kept[id] = sample
+                    kept_bytes += len(sample)
+            else:
+                height, width = limit_side(sample.shape[0], sample.shape[1], max_side)
+                encoded.append(height * width * 3)
+                decoded.append(height * width * 3)
+        except (OSError, ValueError):  # the loop that wants this sample will meet the error, at its place
+            continue
+    return Sizes(_mean(encoded), _mean(decoded), kept)
+
+
+def _mean(sizes: list[int]) -> float:
+    return float(np.mean(sizes)) if sizes else math.inf

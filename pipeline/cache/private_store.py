@@ -1,0 +1,56 @@
+"""A store of one process: `LRUCache` and `PinnedCache` behind the face that loading wants."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import numpy as np
+
+from pipeline.cache.claims import Claims
+from pipeline.cache.load import Sample
+from pipeline.cache.lru import LRUCache
+
+
+def sample_bytes(sample: Sample) -> int:
+    """Memory that a cached sample holds."""
+    return sample.nbytes if isinstance(sample, np.ndarray) else len(sample)
+
+
+class PrivateStore:
+    """Samples in this process's own memory; a copy of it, in another process, goes its own way."""
+
+    def __init__(self, cache: LRUCache[int, Sample]) -> None:
+        """Keep samples in `cache`, which may evict or refuse as it likes."""
+        self._cache = cache
+        self._claims = Claims()
+
+    def find(self, id: int) -> Sample | None:
+        """Sample `id` if it is kept."""
+        return self._cache.get(id)
+
+    def wants(self, _: int, /) -> bool:
+        """Whether the cache keeps anything at all."""
+        return self._cache.capacity != 0
+
+    def has(self, id: int) -> bool:
+        """Whether sample `id` is kept now."""
+        return id in self._cache
+
+    def claimed(self, id: int) -> AbstractContextManager[None]:
+        """Be the only thread that loads sample `id`; waits for whichever does."""
+        return self._claims.hold(id)
+
+    def keep(self, id: int, sample: Sample) -> bool:
+        """Put `sample` into the cache; arrays become read-only, for every later epoch shares them."""
+        if isinstance(sample, np.ndarray):
+            sample.flags.writeable = False
+        self._cache.put(id, sample)
+        return id in self._cache
+
+    def stats(self) -> dict[str, int]:
+        """`entries` and `bytes` kept now, `evictions` so far."""
+        stats = self._cache.stats()
+        return {name: stats[name] for name in ("entries", "bytes", "evictions")}
+
+    def close(self) -> None:
+        """The memory goes with the last reference to it."""

@@ -1,0 +1,25 @@
+"""What a cache can do when every epoch asks for every sample once, in a new order."""
+
+from __future__ import annotations
+
+import math
+
+
+def lru_hit_rate(fraction: float) -> float:
+    """Hit rate of an LRU that holds `fraction` of all samples, from the second epoch on.
+
+    Between two uses of a sample, at u of one epoch and v of the next, n [1 - u (1 - v)] others are used; it is still
+    there if that is less than `fraction` n. With u and v uniform this is c + (1 - c) ln(1 - c).
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction must be in [0, 1], got {fraction}")
+    return fraction + (1 - fraction) * math.log1p(-fraction) if fraction < 1 else 1.0
+
+
+def bound(fraction: float, num_asked: int, *, num_cold: int) -> float:
+    """The most hits there can be, as a part of `num_asked`, with `fraction` of all samples kept.
+
+    A hit needs a sample that outlasts the border between two epochs, and only `fraction` of all can: so no policy,
+    clairvoyant or not, hits more than `fraction` of what is asked for after the first `num_cold` samples.
+    """
+    return fraction * max(0, num_asked - num_cold) / num_asked if num_asked else 0.0
