@@ -100,17 +100,17 @@ def build_loading(
     if preloading.mode == "ram":
         refuse_preload(settings, sizes, name, what="preload=ram", cures=cures)
     read = TimedRead(AlreadyRead(read, sizes.read), stats)
-    decoding = Decoding(read, source.where, max_side=transforms.max_side, stats=stats)
-    load: CachedLoad | ValuedLoad
-    if policy is CachePolicy.valued:
-        decode = None if settings.kind is Kind.encoded else decoding.decode
-        load = ValuedLoad(read, decode, shared_store(settings), stats)
-    elif settings.kind is Kind.decoded:
-        load = CachedLoad(decoding, make_store(settings, in_processes=in_processes), stats, direct=read)
-    else:
-        load = CachedLoad(read, make_store(settings, in_processes=in_processes), stats)
-    store = load.store
+    ranked = shared_store(settings) if policy is CachePolicy.valued else None
+    store = ranked or make_store(settings, in_processes=in_processes)
     resources.callback(store.close)
+    decoding = Decoding(read, source.where, max_side=transforms.max_side, stats=stats, borrow=store.copies)
+    load: CachedLoad | ValuedLoad
+    if ranked is not None:
+        load = ValuedLoad(read, None if settings.kind is Kind.encoded else decoding.decode, ranked, stats)
+    elif settings.kind is Kind.decoded:
+        load = CachedLoad(decoding, store, stats, direct=read)
+    else:
+        load = CachedLoad(read, store, stats)
     if preloading.mode == "ram":
         fill(load, store, len(source), num_threads=num_threads, name=name, cures=cures)
         stats.forget(HITS, MISSES)

@@ -36,7 +36,10 @@ class Extents(Protocol):
         """Bytes of the budget that a sample of `size_bytes` takes."""
 
     def reserve(self, request: Request) -> int | None:
-        """Where the sample may be put, counted from the data's start; None if there is no room."""
+        """The place where the sample may be put; None if there is no room."""
+
+    def start(self, place: int) -> int:
+        """Where a place begins in the data."""
 
 
 class HasDescriptor(Protocol):
@@ -73,12 +76,17 @@ class Appended:
         header[Field.kept_images] += 1
         return start
 
+    def start(self, place: int) -> int:
+        """The place itself."""
+        return place
+
 
 class Replaced:
-    """Whole pages, which are given back to the system when their sample goes.
+    """Whole pages: those of a sample that went, or else new ones while the old go back to the system.
 
-    Addresses are plenty (`ROOM_TO_EVICT`), so a place is the next run of pages that nobody lives in: it is memory that
-    is short, and memory is given back by the page, wherever it lies.
+    Addresses are plenty (`ROOM_TO_EVICT`), so new ones are the next run that nobody lives in: it is memory that is
+    short, and memory is given back by the page, wherever it lies. Pages used again cost neither that nor page faults,
+    which together take as long as decoding.
     """
 
     def __init__(self, table: Table, file: HasDescriptor) -> None:
@@ -94,35 +102,69 @@ class Replaced:
         return whole_pages(size_bytes)
 
     def reserve(self, request: Request) -> int | None:
-        """The next free run of pages, once as many as must have gone, of lower rank all and the lowest first."""
-        table, header, size_bytes = self._table, self._header, self.footprint(request.size_bytes)
-        max_bytes, max_images = table.settings.max_bytes, int(header[Field.max_images])
-        if size_bytes > max_bytes or max_images == 0:
+        """Pages for the sample, once as many others as must have gone, lowest ranks first and only lower ones."""
+        header, size_bytes = self._header, self.footprint(request.size_bytes)
+        if size_bytes > self._table.settings.max_bytes:
             return None
-        while header[Field.kept_bytes] + size_bytes > max_bytes or header[Field.kept_images] >= max_images:
-            victim = self._next_victim()
-            if victim is None or table.ranks[victim] >= request.rank:
-                table.threshold[0] = request.rank if victim is None else table.ranks[victim]
-                return None
-            self._victims.popleft()
-            self._evict(victim)
-            header[Field.evictions] += 1
-        start = self._free_run(size_bytes // PAGE_BYTES)
+        freed = self._make_room(size_bytes, request.rank)
+        start = None if freed is None else self._run_of_pages(size_bytes, freed)
         if start is None:
             return None
-        table.pages[start : start + size_bytes // PAGE_BYTES] = request.id + 1
-        header[Field.head] = (start * PAGE_BYTES) + size_bytes
+        self._table.pages[start // PAGE_BYTES :][: size_bytes // PAGE_BYTES] = request.id + 1
         header[Field.kept_bytes] += size_bytes
         header[Field.kept_images] += 1
-        return start * PAGE_BYTES
+        header[Field.places] += 1
+        return start + int(header[Field.places]) % (PAGE_BYTES - 1)
 
-    def _evict(self, id: int) -> None:
-        table = self._table
-        start, size_bytes = int(table.words[id]) - 1, self.footprint(size_of(int(table.forms[id])))
+    def start(self, place: int) -> int:
+        """The page that the place is on."""
+        return place - place % PAGE_BYTES
+
+    def _make_room(self, size_bytes: int, rank: float) -> list[tuple[int, int]] | None:
+        """Start and size of what was evicted, its memory not yet given back; None if there is no room even so."""
+        table, header = self._table, self._header
+        freed: list[tuple[int, int]] = []
+        while (
+            header[Field.kept_bytes] + size_bytes > table.settings.max_bytes
+            or header[Field.kept_images] >= header[Field.max_images]
+        ):
+            victim = self._next_victim()
+            if victim is None or table.ranks[victim] >= rank:
+                table.threshold[0] = rank if victim is None else table.ranks[victim]
+                self._give_back(freed)
+                return None
+            self._victims.popleft()
+            freed.append(self._evict(victim))
+        return freed
+
+    def _run_of_pages(self, size_bytes: int, freed: list[tuple[int, int]]) -> int | None:
+        """Where `size_bytes` are free: in what was just `freed`, or anywhere. All others of these are given back."""
+        for number, (start, freed_bytes) in enumerate(freed):
+            if freed_bytes >= size_bytes:
+                freed[number] = start + size_bytes, freed_bytes - size_bytes
+                self._give_back(freed)
+                return start
+        self._give_back(freed)
+        page = self._free_run(size_bytes // PAGE_BYTES)
+        if page is None:
+            return None
+        self._header[Field.head] = page * PAGE_BYTES + size_bytes
+        return page * PAGE_BYTES
+
+    def _give_back(self, freed: list[tuple[int, int]]) -> None:
+        for start, size_bytes in freed:
+            if size_bytes:
+                _punch_hole(self._file.fd, self._table.data_start + start, size_bytes)
+
+    def _evict(self, id: int) -> tuple[int, int]:
+        """Let a sample go; start and size of its pages."""
+        table, header = self._table, self._header
+        start, size_bytes = self.start(int(table.words[id]) - 1), self.footprint(size_of(int(table.forms[id])))
         table.words[id] = 0
-        self._header[Field.kept_bytes] -= size_bytes
-        self._header[Field.kept_images] -= 1
-        _punch_hole(self._file.fd, table.data_start + start, size_bytes)
+        header[Field.kept_bytes] -= size_bytes
+        header[Field.kept_images] -= 1
+        header[Field.evictions] += 1
+        return start, size_bytes
 
     def _next_victim(self) -> int | None:
         """The sample of lowest rank, still there and not used since it was listed."""
@@ -169,7 +211,7 @@ class Replaced:
             id = owner - 1
             if id < 0 or table.words[id] == 0:
                 continue
-            start = (abs(int(table.words[id])) - 1) // PAGE_BYTES
+            start = self.start(abs(int(table.words[id])) - 1) // PAGE_BYTES
             behind: int = start + self.footprint(size_of(int(table.forms[id]))) // PAGE_BYTES
             if start < stop and behind > begin:
                 return behind

@@ -22,6 +22,9 @@ HITS, MISSES = "cache_hits", "cache_misses"
 class Store(Protocol):
     """Keeps samples by id, as many as its budget and its policy allow. Safe to use from many threads."""
 
+    copies: bool
+    """Whether `keep` copies what it is given; if not, that stays in use."""
+
     def find(self, id: int) -> Sample | None:
         """Sample `id` if it is kept; pixels must not be written to."""
 

@@ -19,6 +19,8 @@ def sample_bytes(sample: Sample) -> int:
 class PrivateStore:
     """Samples in this process's own memory; a copy of it, in another process, goes its own way."""
 
+    copies = False
+
     def __init__(self, cache: LRUCache[int, Sample]) -> None:
         """Keep samples in `cache`, which may evict or refuse as it likes."""
         self._cache = cache

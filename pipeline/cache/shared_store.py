@@ -33,6 +33,8 @@ class SharedStore:
     loads that sample next writes again. Owns a descriptor until `close`; pixels it gave stay valid.
     """
 
+    copies = True
+
     def __init__(self, fd: int) -> None:
         """Map the file of `fd`, which `create` made; closes `fd`, for it opens the file anew."""
         try:
@@ -68,12 +70,13 @@ class SharedStore:
         if word <= 0:
             return None
         form = int(self._forms[id])
-        place = self._readonly[word - 1 : word - 1 + size_of(form)]
+        start = self._extents.start(word - 1)
+        content = self._readonly[start : start + size_of(form)]
         if form > 0:
-            sample: Sample = place.tobytes()
+            sample: Sample = content.tobytes()
         else:
             shape = (-form >> 32, -form & 0xFFFFFFFF, 3)
-            sample = (self._copied(place) if self.settings.evicts else place).reshape(shape)
+            sample = (self._copied(content) if self.settings.evicts else content).reshape(shape)
         if self.settings.evicts:
             if self._words[id] != word:  # it went meanwhile, and what was copied may be anything
                 return None
@@ -113,14 +116,15 @@ class SharedStore:
             return True
         if len(content) == 0:
             return False
-        start = self._place(id, form, time.monotonic() if rank is None else rank)
-        if start is None:
+        place = self._place(id, form, time.monotonic() if rank is None else rank)
+        if place is None:
             return False
+        start = self._extents.start(place)
         self._data[start : start + len(content)] = content
         with self._fence:
             pass  # released and acquired: no processor moves the stores above behind the one below
         with self._fence:
-            self._words[id] = 1 + start
+            self._words[id] = 1 + place
         return True
 
     def stats(self) -> dict[str, int]:
@@ -142,26 +146,26 @@ class SharedStore:
             yield
 
     def _place(self, id: int, form: int, rank: float) -> int | None:
-        """Where the sample is to be written; its word says so, and that it is not whole yet."""
+        """The place where the sample is to be written; its word says so, and that it is not whole yet."""
         with self._hold(_ROOM):
             word = int(self._words[id])
             if word < 0 and self._forms[id] == form:
                 return -word - 1  # whoever had begun to write it is dead
             self._words[id] = 0
-            start = self._extents.reserve(Request(id, size_of(form), rank))
+            place = self._extents.reserve(Request(id, size_of(form), rank))
             if self.settings.evicts:
                 self._ranks[id] = rank
-            if start is not None:
+            if place is not None:
                 self._forms[id] = form
-                self._words[id] = -1 - start
-            return start
+                self._words[id] = -1 - place
+            return place
 
-    def _copied(self, place: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _copied(self, content: NDArray[np.uint8]) -> NDArray[np.uint8]:
         buffer: NDArray[np.uint8] | None = getattr(self._copies, "buffer", None)
-        if buffer is None or len(buffer) < len(place):
-            buffer = self._copies.buffer = np.empty(len(place), np.uint8)
-        copy = buffer[: len(place)]
-        np.copyto(copy, place)
+        if buffer is None or len(buffer) < len(content):
+            buffer = self._copies.buffer = np.empty(len(content), np.uint8)
+        copy = buffer[: len(content)]
+        np.copyto(copy, content)
         copy.flags.writeable = False
         return copy
 

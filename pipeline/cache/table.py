@@ -1,7 +1,7 @@
 """The shared memory of a store: what it is, where each sample lies in it, and the samples themselves.
 
     header      4,096 bytes, `Field`s of 8
-    words       8 bytes a sample: 0 nothing, -1 - start: being written there, 1 + start: lies there
+    words       8 bytes a sample: 0 nothing, -1 - place: being written there, 1 + place: lies there
     forms       8 bytes a sample: > 0 bytes of an encoded image, < 0 -(height << 32 | width) of pixels
     ranks       8 bytes a sample (float64): the lower, the sooner it gives way; only stores that evict write them
     pages       4 bytes a page of the data (int32): 1 + the sample that lay there last; only stores that evict
@@ -9,7 +9,8 @@
 
 Memory is taken page by page when it is first written. Everything but the data and the ranks is written by single
 aligned stores under a claim, so a reader sees a value whole: a sample is there when its word says so, and its word is
-stored last.
+stored last. A place is where the sample starts in the data. In stores that evict it starts on a page, and the place has
+the number of its use, modulo a page, in the bits left over: one that was used again in between is another word.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class Field(IntEnum):
     """Of all samples that were to be kept; 0: there was none."""
     threshold = 11
     """As a float64: the rank up to which a sample last found no room, in a store that goes by value."""
+    places = 12
+    """Given out so far, in stores that evict."""
 
 
 class Table:

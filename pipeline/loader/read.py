@@ -5,8 +5,10 @@ Worker processes import this file and not what builds it: every module is memory
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +49,11 @@ class AlreadyRead:
 
 
 class Decoding:
-    """`load(id)` that gives pixels of its own: RGB uint8 `(H, W, 3)`, the long side at most `max_side`."""
+    """`load(id)` that gives pixels: RGB uint8 `(H, W, 3)`, the long side at most `max_side`.
+
+    They are the caller's own, or, with `borrow`, valid until the calling thread's next `load`: memory that is used
+    again costs no page faults.
+    """
 
     def __init__(
         self,
@@ -56,11 +62,22 @@ class Decoding:
         *,
         max_side: int | None = None,
         stats: Stats | None = None,
+        borrow: bool = False,
     ) -> None:
         self._read = read
         self._where = where
         self._max_side = max_side
         self._stats = stats
+        self._borrow = borrow
+        self._local = threading.local()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Scratch memory belongs to threads of one process.
+        return self.__dict__ | {"_local": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._local = threading.local()
 
     def __call__(self, id: int) -> NDArray[np.uint8]:
         """Read and decode sample `id`."""
@@ -71,11 +88,18 @@ class Decoding:
         """Decode `data`, sample `id`; counted as the stage `decode` where there are stats."""
         began = time.perf_counter()
         try:
-            # New scratch for each image: the pixels are kept, so they must not view memory that is used again.
-            pixels = shrink_to(decode(data, inspect(data), Scratch()), self._max_side)
+            pixels = shrink_to(decode(data, inspect(data), self._scratch()), self._max_side)
         except ValueError as error:
             error.add_note(f"stage decode, sample id {id}, {self._where(id)}")
             raise
         if self._stats is not None:
             self._stats.clock.add("decode", time.perf_counter() - began)
         return pixels
+
+    def _scratch(self) -> Scratch:
+        if not self._borrow:
+            return Scratch()
+        scratch: Scratch | None = getattr(self._local, "scratch", None)
+        if scratch is None:
+            scratch = self._local.scratch = Scratch()
+        return scratch
