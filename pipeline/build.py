@@ -14,6 +14,7 @@ from pipeline.build_prefetch import plan_delivery
 from pipeline.build_source import make_sampler, open_source, order_fingerprint
 from pipeline.build_store import Loading, build_loading
 from pipeline.build_transform import build_transform
+from pipeline.cache.theory import advice
 from pipeline.config import Backend, PipelineConfig, SamplerName, Transforms
 from pipeline.loader.batch import Batch
 from pipeline.loader.loader import EXIT_LIMIT_S, Loader
@@ -46,7 +47,8 @@ class Pipeline:
         transforms: Transforms,
         loading: Loading,
         loader: Loader,
-        num_cold: int | None,
+        world_size: int,
+        with_replacement: bool,
         prefetcher: PrefetchLoader | None,
         resources: ExitStack,
         workers: str,
@@ -58,14 +60,15 @@ class Pipeline:
         self.transforms = transforms
         self._loading = loading
         self._loader = loader
-        self._num_cold = num_cold
+        self._world_size = world_size
+        self._num_cold = None if with_replacement else len(source) // world_size
         self._prefetcher = prefetcher
         self._batches: Loader | PrefetchLoader = loader if prefetcher is None else prefetcher
         self._resources = resources
         self.workers = workers
         """Who makes batches, in words: "2 worker processes"."""
-        self.keeps = None if loading.settings is None else str(loading.settings.kind)
-        """What the store keeps between epochs, `encoded` or `decoded` images or `either`; None: there is none."""
+        self.keeps = None if loading.settings is None else loading.settings.kind.in_words
+        """What the store keeps between epochs: "decoded images"; None: there is none."""
         self._own_transform = own_transform
 
     def __len__(self) -> int:
@@ -117,18 +120,28 @@ class Pipeline:
         The state's global batch size is kept, with a warning where `batch_size` changes by it.
         """
         self._batches.load_state_dict(state)
+        if self._num_cold is not None:  # what is left of this epoch comes for the first time
+            self._num_cold = (self.num_samples - state["position"]) // self._world_size
 
     def stats(self) -> dict[str, float]:
         """Counts, seconds waited for batches, milliseconds an image per stage, and what the store has had.
 
         `cache_hit_pct` is the part of all samples so far that the store had; `cache_bound_pct` the most that any cache
-        of this capacity could have had of them.
+        of this capacity could have had of them, and `cache_kept_pct` the part of the source that is kept now.
         """
         totals = self._loader.stats_counters.summary()
         if self._prefetcher is not None:
             totals["wait_s"] = self._prefetcher.wait_s
         totals |= self._loading.stats(self._loader.stats_counters, num_cold=self._num_cold)
         return totals
+
+    def cache_advice(self) -> str | None:
+        """What to change for more hits; None without a cache, and where nothing would help."""
+        stats = self.stats()
+        if self._loading.settings is None or "cache_bound_pct" not in stats:
+            return None
+        kept_pct, hit_pct, bound_pct = (stats[f"cache_{name}_pct"] for name in ("kept", "hit", "bound"))
+        return advice(self._loading.settings.policy, kept_pct=kept_pct, hit_pct=hit_pct, bound_pct=bound_pct)
 
     def close(self) -> None:
         """End threads, forget slots, close files. May be called twice."""
@@ -267,7 +280,8 @@ def assemble(
         transforms=transforms,
         loading=loading,
         loader=loader,
-        num_cold=None if order.sampler.with_replacement else len(source) // world_size,
+        world_size=world_size,
+        with_replacement=order.sampler.with_replacement,
         prefetcher=prefetcher,
         resources=owned,
         workers=describe_workers(config.loader, num_workers, backend),

@@ -54,9 +54,10 @@ class Loading:
         kept = self.store.stats()
         numbers: dict[str, float] = {"cache_hits": hits, "cache_misses": misses}
         numbers |= {f"cache_{name}": number for name, number in kept.items()}
+        fraction = kept["entries"] / max(1, self.settings.num_samples)
+        numbers["cache_kept_pct"] = 100 * fraction
         numbers["cache_hit_pct"] = 100 * hits / max(1, hits + misses)
         if num_cold is not None:
-            fraction = kept["entries"] / max(1, self.settings.num_samples)
             cold = 0 if self.is_preloaded else num_cold
             numbers["cache_bound_pct"] = 100 * bound(fraction, hits + misses, num_cold=cold)
         return numbers

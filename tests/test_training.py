@@ -19,7 +19,20 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.config import ConfigError, Data, Loader, Logger, Model, Optim, Run, Schedule, TrainConfig, Transforms
+from pipeline.cache.theory import advice
+from pipeline.config import (
+    CachePolicy,
+    ConfigError,
+    Data,
+    Loader,
+    Logger,
+    Model,
+    Optim,
+    Run,
+    Schedule,
+    TrainConfig,
+    Transforms,
+)
 from pipeline.training import fit as fit_module
 from pipeline.training import run as run_module
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
@@ -80,7 +93,10 @@ class ListPipeline:
         return {"epoch": self.epoch, "position": 0}
 
     def stats(self) -> dict[str, float]:
-        return {"cache_hit_pct": 25.0}
+        return {"cache_hit_pct": 25.0, "cache_bound_pct": 30.0}
+
+    def cache_advice(self) -> str | None:
+        return "keep more"
 
 
 class Silent:
@@ -192,6 +208,8 @@ def test_the_summary_is_flat_at_the_top_and_has_its_conditions_beneath(
         "first_batch_s",
         "peak_pss_mb",
         "cache_hit_pct",
+        "cache_bound_pct",
+        "cache_advice",
         "epochs",
         "steps",
         "wall_s",
@@ -707,11 +725,15 @@ def test_the_closing_lines_of_a_long_run_fit_100_columns() -> None:
         "train_samples_per_sec": 123456.7,
         "first_batch_s": 1234.5,
         "data_wait_pct": 100.0,
-        "cache_hit_pct": 100.0,
+        "cache_hit_pct": 10.0,
+        "cache_bound_pct": 100.0,
+        "cache_advice": advice(CachePolicy.lru, kept_pct=100, hit_pct=10, bound_pct=100),
         "peak_pss_mb": 123456.0,
     }
     lines = closing_lines(summary, Path("outputs/train/2030-12-31_23-59-59")).splitlines()
     assert max(map(len, lines)) <= 100
+    assert "  cache      10.0 % hits of 100.0 % possible" in lines
+    assert any("cache=pinned" in line for line in lines)
     assert lines[-1].split() == ["report", "outputs/train/2030-12-31_23-59-59/summary.json"]
 
 

@@ -15,6 +15,11 @@ class Kind(StrEnum):
     decoded = "decoded"
     either = "either"
 
+    @property
+    def in_words(self) -> str:
+        """What is kept, for people."""
+        return "files or pixels" if self is Kind.either else f"{self} images"
+
 
 class Settings(NamedTuple):
     """A store's budget, and how it spends it."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from pipeline.config.cache import CachePolicy
+
 
 def lru_hit_rate(fraction: float) -> float:
     """Hit rate of an LRU that holds `fraction` of all samples, from the second epoch on.
@@ -23,3 +25,12 @@ def bound(fraction: float, num_asked: int, *, num_cold: int) -> float:
     clairvoyant or not, hits more than `fraction` of what is asked for after the first `num_cold` samples.
     """
     return fraction * max(0, num_asked - num_cold) / num_asked if num_asked else 0.0
+
+
+def advice(policy: CachePolicy, *, kept_pct: float, hit_pct: float, bound_pct: float) -> str | None:
+    """What would bring more hits, for who reads a run's report; None: nothing would."""
+    if hit_pct < bound_pct - 1 and policy is CachePolicy.lru:
+        return "cache=pinned reaches what is possible: under reshuffling an LRU evicts what comes next"
+    if kept_pct < 99.5:
+        return "keep more of the images: cache.max_images, cache.max_gib, cache.store=encoded or preload=pack"
+    return None

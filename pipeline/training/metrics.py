@@ -52,8 +52,8 @@ class RunRecord:
     with the exception in `error`, which goes on to the caller. `summary` is what was written.
 
     A run that was interrupted and resumed is one run: both files cover all of it, `resumed` counts its resumptions and
-    `wall_s` adds up its parts, each as far as a checkpoint of it was gone on from. `cache_hit_pct` is of the last part,
-    for every part begins with an empty cache.
+    `wall_s` adds up its parts, each as far as a checkpoint of it was gone on from. `cache_hit_pct` and the like are of
+    the last part, for every part begins with an empty cache.
 
     `peak_pss_mb` is this process's proportional set size at its highest epoch end, in 10^6 bytes; worker
     processes are not in it, and it is None where the system does not tell.
@@ -74,6 +74,9 @@ class RunRecord:
         self.num_steps = 0
         self.summary: dict[str, Any] = {}
         self.cache_hit_pct: float | None = None
+        self.cache_bound_pct: float | None = None
+        """The most hits there could have been."""
+        self.cache_advice: str | None = None
         self.status: Status = "completed"
         self._run_dir = run_dir
         self._config = config
@@ -163,6 +166,8 @@ class RunRecord:
             "first_batch_s": self._trained[0].first_batch_s if self._trained else None,
             "peak_pss_mb": self._peak_pss_bytes / 1e6 if self._peak_pss_bytes else None,
             "cache_hit_pct": self.cache_hit_pct,
+            "cache_bound_pct": self.cache_bound_pct,
+            "cache_advice": self.cache_advice,
             "epochs": len(self.rows),
             "steps": self.num_steps,
             "wall_s": self._wall_s(),

@@ -96,7 +96,12 @@ def closing_lines(summary: Mapping[str, Any], run_dir: Path) -> str:
         "  data-wait  {data_wait_pct:.1f} % of the training time".format_map(summary),
     ]
     if cache_hit_pct is not None:
-        lines.append(f"  cache      {cache_hit_pct:.1f} % hits")
+        possible = summary["cache_bound_pct"]
+        lines.append(
+            f"  cache      {cache_hit_pct:.1f} % hits" + ("" if possible is None else f" of {possible:.1f} % possible")
+        )
+    if summary["cache_advice"] is not None:
+        lines.append(f"             {summary['cache_advice']}")
     if pss_mb is not None:
         lines.append(f"  memory     {pss_mb:.0f} MB in this process")
     lines.append(f"  report     {_short(run_dir / 'summary.json')}")

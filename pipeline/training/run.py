@@ -90,7 +90,9 @@ def _train(
             sys.stderr.write(f"{run_dir} has no checkpoint yet: the run begins\n")
         stop.defer()
         fit.run()
-        record.cache_hit_pct = train_pipeline.stats().get("cache_hit_pct")
+        stats = train_pipeline.stats()
+        record.cache_hit_pct, record.cache_bound_pct = stats.get("cache_hit_pct"), stats.get("cache_bound_pct")
+        record.cache_advice = train_pipeline.cache_advice()
 
 
 def _num_threads(cfg: TrainConfig, earlier: dict[str, Any] | None) -> int:
@@ -177,7 +179,7 @@ def _opening_line(
         f"{cfg.model.name} on {compute.device}, {train_pipeline.workers}"
     )
     if train_pipeline.keeps is not None:
-        line += f", a cache of {train_pipeline.keeps} images"
+        line += f", a cache of {train_pipeline.keeps}"
     unseen = np.setdiff1d(val_pipeline.source.labels, train_pipeline.source.labels)
     if len(unseen):
         names = train_pipeline.source.class_names or [str(number) for number in range(num_classes)]
