@@ -38,6 +38,9 @@ class Extents(Protocol):
     def reserve(self, request: Request) -> int | None:
         """The place where the sample may be put; None if there is no room."""
 
+    def release(self, id: int) -> None:
+        """Let sample `id` go, if it is there. RuntimeError where none ever goes."""
+
     def start(self, place: int) -> int:
         """Where a place begins in the data."""
 
@@ -75,6 +78,10 @@ class Appended:
         header[Field.kept_bytes] += size_bytes
         header[Field.kept_images] += 1
         return start
+
+    def release(self, id: int) -> None:
+        """None ever goes."""
+        raise RuntimeError(f"a pinned store keeps sample {id} for good")
 
     def start(self, place: int) -> int:
         """The place itself."""
@@ -116,6 +123,11 @@ class Replaced:
         header[Field.places] += 1
         return start + int(header[Field.places]) % (PAGE_BYTES - 1)
 
+    def release(self, id: int) -> None:
+        """Give its pages back to the system."""
+        if self._table.words[id] > 0:
+            self._give_back([self._evict(id)])
+
     def start(self, place: int) -> int:
         """The page that the place is on."""
         return place - place % PAGE_BYTES
@@ -135,6 +147,7 @@ class Replaced:
                 return None
             self._victims.popleft()
             freed.append(self._evict(victim))
+            header[Field.evictions] += 1
         return freed
 
     def _run_of_pages(self, size_bytes: int, freed: list[tuple[int, int]]) -> int | None:
@@ -163,7 +176,6 @@ class Replaced:
         table.words[id] = 0
         header[Field.kept_bytes] -= size_bytes
         header[Field.kept_images] -= 1
-        header[Field.evictions] += 1
         return start, size_bytes
 
     def _next_victim(self) -> int | None:

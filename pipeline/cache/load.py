@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -17,6 +19,10 @@ Sample = bytes | NDArray[np.uint8]
 
 HITS, MISSES = "cache_hits", "cache_misses"
 """What `Stats` calls samples that a store had, and those that it had not."""
+
+
+_READS_REMEMBERED = 31
+_MOST_TIMES_MEDIAN = 4.0
 
 
 class Store(Protocol):
@@ -50,8 +56,15 @@ class Store(Protocol):
 class RankedStore(Store, Protocol):
     """A store in which a sample of higher rank takes the place of lower ones."""
 
+    @property
+    def has_room(self) -> bool:
+        """Whether nothing was refused for want of room so far."""
+
     def keep(self, id: int, sample: Sample, *, rank: float | None = None) -> bool:
         """As `Store.keep`."""
+
+    def exchange(self, id: int, sample: Sample, *, rank: float) -> bool:
+        """Keep `sample` instead of what is kept of sample `id`."""
 
 
 class CachedLoad:
@@ -98,8 +111,8 @@ class ValuedLoad:
 
     What a sample is worth is measured when it is loaded: kept as a file it saves the reading, kept as pixels the
     decoding too, each divided by its bytes. The better of the two is kept, if it is worth more than what must go for
-    it; this is the greedy solution of the fractional knapsack, at most one sample from the best (Dantzig 1957). The
-    pixels are the same, whichever it is.
+    it: the greedy solution of the fractional knapsack, at most one sample from the best (Dantzig 1957). Files become
+    pixels later while there is room. The pixels are the same, whichever it is.
     """
 
     def __init__(
@@ -114,6 +127,7 @@ class ValuedLoad:
         self._decode = decode
         self.store = store
         self._stats = stats
+        self._reads_s: deque[float] = deque(maxlen=_READS_REMEMBERED)
 
     def __call__(self, id: int) -> Sample:
         """Sample `id`. Raises what `read` and `decode` raise; a failure is not remembered."""
@@ -129,12 +143,14 @@ class ValuedLoad:
                     clock.tally(MISSES)
                     return self._load(id)
         clock.tally(HITS)
+        if isinstance(sample, bytes) and self._decode is not None and store.has_room:
+            return self._decoded(id, sample, self._decode)
         return sample
 
     def _load(self, id: int) -> Sample:
         began_s = time.perf_counter()
         sample = self._read(id)
-        read_s = time.perf_counter() - began_s
+        read_s = self._believed(time.perf_counter() - began_s)
         if not isinstance(sample, bytes):
             self.store.keep(id, sample, rank=read_s / max(1, sample.nbytes))
             return sample
@@ -150,4 +166,18 @@ class ValuedLoad:
             self.store.keep(id, pixels, rank=pixels_rank)
         else:
             self.store.keep(id, sample, rank=file_rank)
+        return pixels
+
+    def _believed(self, read_s: float) -> float:
+        """`read_s`, or less: a thread that waits for the interpreter's lock after its read has not read for so long."""
+        self._reads_s.append(read_s)
+        return min(read_s, _MOST_TIMES_MEDIAN * statistics.median(tuple(self._reads_s)))
+
+    def _decoded(self, id: int, data: bytes, decode: Callable[[int, bytes], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """The pixels of a file that is kept, from now on kept in its place."""
+        began_s = time.thread_time()
+        pixels = decode(id, data)
+        rank = (time.thread_time() - began_s) / max(1, pixels.nbytes)
+        with self.store.claimed(id):
+            self.store.exchange(id, pixels, rank=rank)
         return pixels

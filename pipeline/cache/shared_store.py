@@ -127,6 +127,17 @@ class SharedStore:
             self._words[id] = 1 + place
         return True
 
+    @property
+    def has_room(self) -> bool:
+        """Whether nothing was refused for want of room so far; of a store that goes by value."""
+        return bool(self._table.threshold[0] == 0)
+
+    def exchange(self, id: int, sample: Sample, *, rank: float) -> bool:
+        """`keep` in place of what is kept of sample `id`, which is gone if there is no room."""
+        with self._hold(_ROOM):
+            self._extents.release(id)
+        return self.keep(id, sample, rank=rank)
+
     def stats(self) -> dict[str, int]:
         """`entries` and `bytes` kept now, and `evictions` since the store was made, by all processes."""
         header = self._table.header
