@@ -104,7 +104,7 @@ def create_dataloader(
         img_size: height and width in pixels.
         cache_size: images kept between epochs; 0 keeps none.
         preload: True or "ram" reads everything before the first epoch, "pack" keeps it in one file for later runs, in
-            `data/.packs` of the working directory.
+            `data/.packs` of the working directory: encoded, or with `store="decoded"` their pixels.
         augment: "light" is RandomResizedCrop and flip, "standard" (True) adds colour jitter, "heavy" more; "none"
             (False) is evaluation's resize and centre crop, in order.
         pin_memory: put batches in page-locked memory; nothing happens without CUDA.
@@ -164,7 +164,8 @@ def create_dataloader(
     if cache_size < 0:
         raise ValueError(f"cache_size must be >= 0, got {cache_size}; 0 keeps none")
     prefetch_to = "none" if prefetch_device is None else torch.device(prefetch_device).type
-    keeps_some = cache_size > 0 and preload != "ram"  # a whole preload needs no policy
+    needs_no_policy = preload == "ram" or (preload == "pack" and store == "decoded")  # everything is decoded already
+    keeps_some = cache_size > 0 and not needs_no_policy
     rank, world_size = _ranks(rank, world_size)
     config = PipelineConfig(
         data=Data(on_error=choice("data.on_error", on_error, OnError), max_bad_fraction=max_bad_fraction),
@@ -291,7 +292,7 @@ class HighPerformanceDataset(Dataset[tuple[Any, Any]]):
 
     def _preload(self, settings: Settings, store: Store) -> None:
         cures = ["cache_size=... with preload=False", "smaller images"]
-        sizes = look_at_some(self.source, None)
+        sizes = look_at_some(self.source.read, len(self), None)
         refuse_preload(settings, sizes, "images", what="preload=True", cures=cures)
         fill(self._own, store, len(self), num_threads=num_cores(), name="images", cures=cures)
         self._stats.forget(HITS, MISSES)

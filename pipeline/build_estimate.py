@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.cache.load import Sample
 from pipeline.decode import inspect
-from pipeline.sources import Source
 from pipeline.transforms.geometry import limit_side
 
 LOOKED_AT = 32
@@ -30,19 +31,19 @@ class Sizes(NamedTuple):
         return self.decoded if decoded else self.encoded
 
 
-def look_at_some(source: Source, max_side: int | None) -> Sizes:
-    """The sizes of a few samples spread over `source`; decoded ones after `max_side`."""
+def look_at_some(read: Callable[[int], Sample], num_samples: int, max_side: int | None) -> Sizes:
+    """The sizes of a few samples spread over all that `read` gives; decoded ones after `max_side`."""
     encoded: list[int] = []
     decoded: list[int] = []
     kept: dict[int, bytes] = {}
     kept_bytes = 0
-    for id in np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source)), dtype=np.int64).tolist():
+    for id in np.linspace(0, num_samples - 1, min(LOOKED_AT, num_samples), dtype=np.int64).tolist():
         try:
-            sample = source.read(id)
+            sample = read(id)
             if isinstance(sample, bytes):
+                encoded.append(len(sample))
                 info = inspect(sample)
                 height, width = limit_side(info.height, info.width, max_side)
-                encoded.append(len(sample))
                 decoded.append(height * width * 3)
                 if kept_bytes + len(sample) <= KEPT_BYTES:
                     kept[id] = sample

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.build_budget import plan_settings, preload_cures, refuse_preload
 from pipeline.build_estimate import look_at_some
+from pipeline.build_pack import build_pack
 from pipeline.cache import LRUCache, PinnedCache
 from pipeline.cache.load import HITS, MISSES, CachedLoad, Sample, Store, ValuedLoad
-from pipeline.cache.pack import PackFile, open_or_build
 from pipeline.cache.private_store import PrivateStore, sample_bytes
 from pipeline.cache.settings import Kind, Settings
 from pipeline.cache.theory import bound
@@ -90,12 +88,13 @@ def build_loading(
     """
     read: Callable[[int], Sample] = source.read
     if preloading.mode == "pack":
-        read = pack = _build_pack(source, preloading, num_threads=num_threads, name=name)
-        resources.callback(pack.close)
+        read = _packed(source, cache, preloading, transforms, num_threads, name, stats, resources)
+        if cache.store == "decoded":
+            return Loading(read)  # a cache before mapped pixels would keep them twice: the configuration refuses it
     policy = CachePolicy.pinned if preloading.mode == "ram" else cache.policy
     if policy is CachePolicy.none:
         return Loading(TimedRead(read, stats))
-    sizes = look_at_some(source, transforms.max_side)
+    sizes = look_at_some(read, len(source), transforms.max_side)
     settings = plan_settings(cache, transforms, sizes, count=len(source), policy=policy)
     cures = preload_cures(settings.kind)
     if preloading.mode == "ram":
@@ -156,16 +155,28 @@ def fill(
         pass
 
 
-def _build_pack(source: Source, preloading: Preload, *, num_threads: int, name: str) -> PackFile:
-    directory = Path(preloading.dir or "data/.packs")
-    key = hashlib.blake2b(source.content_key().encode(), digest_size=32).hexdigest()
-
-    def samples() -> Iterable[bytes]:
-        for sample in preload(source.read, len(source), num_threads=num_threads, name=name):
-            if not isinstance(sample, bytes):
-                raise ConfigError("preload=pack keeps encoded images and this source has none; use preload=ram")
-            yield sample
-
-    # Named after the samples and keyed by their contents too: a changed file's pack replaces the old one.
-    path = directory / f"{name}-{source.fingerprint()[:16]}.pack"
-    return open_or_build(path, key, len(source), samples)
+def _packed(
+    source: Source,
+    cache: Cache,
+    preloading: Preload,
+    transforms: Transforms,
+    num_threads: int,
+    name: str,
+    stats: Stats,
+    resources: ExitStack,
+) -> Callable[[int], Sample]:
+    """The load from a pack of files, or of pixels where `cache.store` says so."""
+    load: Callable[[int], Sample] = source.read
+    if cache.store == "decoded":
+        timed = TimedRead(source.read, stats)
+        load = Decoding(timed, source.where, max_side=transforms.max_side, stats=stats)
+    return build_pack(
+        source,
+        preloading,
+        load,
+        decoded=cache.store == "decoded",
+        max_side=transforms.max_side,
+        num_threads=num_threads,
+        name=name,
+        resources=resources,
+    )

@@ -6,13 +6,14 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 from tqdm import tqdm
 
-from pipeline.cache.load import Sample
+Loaded = TypeVar("Loaded")
 
 LINE_EVERY_S = 5.0
 """Where there is no terminal: seconds between two lines of progress."""
@@ -20,11 +21,11 @@ LINE_EVERY_S = 5.0
 _log = logging.getLogger(__name__)
 
 
-def preload(load: Callable[[int], Sample], count: int, *, num_threads: int, name: str) -> Iterator[Sample]:
+def preload(load: Callable[[int], Loaded], count: int, *, num_threads: int, name: str) -> Generator[Loaded, None, None]:
     """Yield samples 0 ... count - 1 in order, loaded by `num_threads` threads, showing progress as `name`.
 
     Progress is a bar on a terminal and a log line every few seconds elsewhere. The first failure is raised at its place
-    and ends the work. At most `4 * num_threads` samples wait for the consumer.
+    and ends the work. At most `4 * num_threads` samples wait for the consumer. Closing it ends its threads.
     """
     ahead = 4 * num_threads
     report = _bar if sys.stderr.isatty() else _lines

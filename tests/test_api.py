@@ -93,6 +93,16 @@ def test_labels_of_any_shape_stay_with_their_samples(labels: Any, jpegs: list[Pa
             assert np.allclose(batch.labels.numpy(), np.asarray(labels)[batch.ids.numpy()])
 
 
+def test_a_pack_of_pixels_takes_the_place_of_a_cache_of_any_size(
+    jpegs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with create_dataloader(jpegs, labels_of(jpegs), img_size=16, preload="pack", store="decoded") as loader:
+        list(loader)
+        assert "cache_hits" not in loader.stats()
+    assert len(list((tmp_path / "data" / ".packs").glob("images-decoded-*.pack"))) == 1
+
+
 def test_class_balanced_sampling_shows_rare_classes_as_often(jpegs: list[Path]) -> None:
     labels = [0] * 20 + [1] * 3
     with create_dataloader(jpegs, labels, 23, num_workers=1, img_size=8, sampler="balanced") as loader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from pipeline._compat import HYDRA_MAIN
 from pipeline.build import build_pipeline
+from pipeline.build_estimate import look_at_some
 from pipeline.build_store import Loading, build_loading
 from pipeline.cli import conf_dir
 from pipeline.config import Cache, ConfigError, FolderData, Loader, PipelineConfig, Prefetch, Preload, Transforms
@@ -279,28 +281,21 @@ def test_a_budget_above_what_is_free_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_a_changed_file_is_packed_again_and_an_unchanged_set_is_not(tmp_path: Path) -> None:
-    paths = write_jpegs(tmp_path / "images", 3)
-    preload = Preload(mode="pack", dir=str(tmp_path / "packs"))  # type: ignore[arg-type]
-
-    def packed() -> dict[Path, int]:
-        """Build the store; the packs there are then, with their times."""
-        with loading_of(FileSource(paths, range(3)), Cache(), preload):
-            pass
-        return {path: path.stat().st_mtime_ns for path in (tmp_path / "packs").glob("*.pack")}
-
-    first = packed()
-    assert packed() == first
-    paths[0].write_bytes(paths[1].read_bytes())
-    second = packed()
-    assert second.keys() == first.keys()
-    assert second != first
+def test_an_estimate_is_of_files_and_of_pixels_after_max_side(tmp_path: Path) -> None:
+    paths = write_jpegs(tmp_path / "large", 3, height=60, width=80) + write_jpegs(tmp_path / "small", 1)
+    source = FileSource(paths, range(4))
+    files = np.mean([path.stat().st_size for path in paths])
+    assert look_at_some(source.read, 4, None)[:2] == (files, 3 * 60 * 80)
+    assert look_at_some(source.read, 4, 40)[:2] == (files, 3 * 30 * 40)
+    for path in paths:
+        path.unlink()
+    assert look_at_some(source.read, 4, None)[:2] == (math.inf, math.inf)
 
 
 def test_pixels_cannot_be_packed_and_need_no_decoding(tmp_path: Path) -> None:
     source = ArraySource(np.zeros((4, 16, 16, 3), np.uint8), range(4))
     pack = Preload(mode="pack", dir=str(tmp_path))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="use preload=ram"), loading_of(source, Cache(), pack):
+    with pytest.raises(ValueError, match=r"use cache\.store=decoded or preload=ram"), loading_of(source, Cache(), pack):
         pass
     cache = Cache(store="decoded")  # type: ignore[arg-type]
     with loading_of(source, cache, Preload(mode="ram")) as (loading, stats):  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ from pipeline.config import (
     Loader,
     ManifestData,
     PipelineConfig,
+    Preload,
     SyntheticData,
     TarData,
     TrainConfig,
@@ -240,6 +241,19 @@ def test_scaled_decoding_into_a_decoded_store_is_refused_naming_both_keys() -> N
             cache=Cache(store="decoded"),  # type: ignore[arg-type]
             transforms=Transforms(decode="scaled"),  # type: ignore[arg-type]
         )
+
+
+@pytest.mark.parametrize("policy", ["lru", "pinned"])
+def test_a_cache_before_a_pack_of_pixels_is_refused_naming_its_keys(policy: str) -> None:
+    def make(policy: str, store: str) -> PipelineConfig:
+        cache, preload = Cache(policy=policy, store=store), Preload(mode="pack")  # type: ignore[arg-type]
+        return PipelineConfig(data=IMAGES, cache=cache, preload=preload)
+
+    with pytest.raises(ConfigError, match=rf"^cache\.policy={policy} .* cache\.store=decoded .* use cache=none"):
+        make(policy, "decoded")
+    make("none", "decoded")
+    make(policy, "encoded")
+    make(policy, "auto")
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,54 @@ def test_every_source_is_the_same_when_opened_again_and_after_a_pickle(kind: str
         assert all(np.array_equal(first.read(id), other.read(id)) for id in range(len(first)))
 
 
+@pytest.mark.parametrize("kind", SOURCES)
+def test_every_source_stamps_its_samples_alike_when_opened_again_and_after_a_pickle(kind: str, tmp_path: Path) -> None:
+    first, second = SOURCES[kind](tmp_path), SOURCES[kind](tmp_path)
+    stamps = [first.stamp(id) for id in range(len(first))]
+    assert all(0 <= stamp < 2**64 for stamp in stamps)
+    for other in (second, pickle.loads(pickle.dumps(second))):
+        assert [other.stamp(id) for id in range(len(other))] == stamps
+    for outside in (-1, len(first)):
+        with pytest.raises(IndexError):
+            first.stamp(outside)
+
+
+def test_a_files_stamp_changes_with_its_size_and_with_its_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    source = FileSource([path], [0])
+    stamps = set()
+    for data, time_ns in ((b"one", 5), (b"three", 5), (b"three", 6), (b"three", -6), (b"", 6)):
+        path.write_bytes(data)
+        os.utime(path, ns=(time_ns, time_ns))
+        stamps.add(source.stamp(0))
+    assert len(stamps) == 5
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=str(path)):
+        source.stamp(0)
+
+
+def test_a_tar_samples_stamp_changes_with_its_archive_and_with_its_place_there(tmp_path: Path) -> None:
+    source = open_tar(make_shards(tmp_path / "shards"), split="train", val_fraction=0.3)
+    before = [source.stamp(id) for id in range(len(source))]
+    assert len(set(before)) == len(source)
+    first = Path(source.where(0).partition(".tar:")[0] + ".tar")
+    os.utime(first, ns=(5, 5))
+    changed = [source.stamp(id) != before[id] for id in range(len(source))]
+    assert changed == [source.where(id).startswith(str(first)) for id in range(len(source))]
+    assert not all(changed)
+    first.unlink()
+    with pytest.raises(FileNotFoundError):
+        source.stamp(0)
+
+
+def test_the_stamp_of_pixels_in_memory_is_of_that_image_alone() -> None:
+    pixels = np.zeros((3, 4, 4, 3), np.uint8)
+    source = ArraySource(pixels, range(3))
+    before = [source.stamp(id) for id in range(3)]
+    pixels[1, 2, 3, 0] = 1
+    assert [source.stamp(id) == before[id] for id in range(3)] == [True, False, True]
+
+
 def test_a_fingerprint_tells_order_labels_and_borders_of_names_apart_but_not_roots() -> None:
     def fingerprint(paths: list[str], labels: list[int], root: str | None = None) -> str:
         return FileSource(paths, labels, root=root).fingerprint()

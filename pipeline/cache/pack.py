@@ -1,69 +1,169 @@
-"""All samples of a source in one memory-mapped file."""
+"""The pack file: all samples of a source in one file that every process of the host maps."""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import mmap
 import os
 import struct
-from collections.abc import Callable, Iterable
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import IO, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.lock import file_lock
+from pipeline.cache.load import Sample
 
 MAGIC = b"HEADRACE"
-VERSION = 1
-_HEADER = struct.Struct("<8sIIQ64s")
-"""Magic, version, padding, number of samples, key as 64 hex digits; then n + 1 offsets (int64), then the samples."""
+VERSION = 2
+_HEADER = struct.Struct("<8sIIQ32s32s16s")
+"""The fields of `_Header`; then the arrays of `PackIndex`, then the samples."""
+
+
+class PackKey(NamedTuple):
+    """What a pack is of: hashes of 32 bytes each."""
+
+    samples: bytes
+    """Which samples, in what order."""
+    pixels: bytes
+    """What is kept of each: its file, or the pixels that some options and decoders make of it."""
+
+    @classmethod
+    def of(cls, fingerprint: str, pixels: str) -> Self:
+        """The key of the samples that `fingerprint` names, kept as `pixels` says."""
+        return cls(*(hashlib.blake2b(text.encode(), digest_size=32).digest() for text in (fingerprint, pixels)))
+
+
+@dataclass(frozen=True, slots=True)
+class PackIndex:
+    """What a pack knows of its n samples beside their bytes."""
+
+    offsets: NDArray[np.int64]
+    """(n + 1,): where each sample begins in the file; it ends where the next one begins."""
+    stamps: NDArray[np.uint64]
+    """(n,): the source's stamps, taken before the samples were loaded."""
+    names: NDArray[np.uint64]
+    """(n,): hashes of what the source calls the samples."""
+    shapes: NDArray[np.int32]
+    """(n, 2): height and width of pixels; zeros for an encoded image."""
+
+    @classmethod
+    def over(cls, memory: bytearray | mmap.mmap, count: int, start_byte: int) -> Self:
+        """The index of `count` samples that lies in `memory`, as views."""
+        stamps = start_byte + 8 * (count + 1)
+        names, shapes = stamps + 8 * count, stamps + 16 * count
+        return cls(
+            np.frombuffer(memory, "<i8", count + 1, start_byte),
+            np.frombuffer(memory, "<u8", count, stamps),
+            np.frombuffer(memory, "<u8", count, names),
+            np.frombuffer(memory, "<i4", 2 * count, shapes).reshape(count, 2),
+        )
+
+
+def first_sample_byte(count: int) -> int:
+    """Where the samples begin in a pack of `count`."""
+    return _HEADER.size + 32 * count + 8
+
+
+class _Header(NamedTuple):
+    magic: bytes
+    version: int
+    checksum: int
+    """CRC-32 of this header, with a checksum of 0, and of the index."""
+    num_samples: int
+    samples: bytes
+    pixels: bytes
+    build: bytes
+    """16 random bytes: which of the packs that lay at a path in the course of time this one is."""
+
+
+def write_head(file: IO[bytes], key: PackKey, index: memoryview) -> None:
+    """Write what stands before the samples: the header, and the bytes that a `PackIndex` lies over."""
+    num_samples = (len(index) - 8) // 32
+    header = _Header(MAGIC, VERSION, 0, num_samples, *key, os.urandom(16))
+    file.seek(0)
+    file.write(_HEADER.pack(*header._replace(checksum=_checksum(header, index))))
+    file.write(index)
+
+
+def _checksum(header: _Header, index: memoryview) -> int:
+    return zlib.crc32(index, zlib.crc32(_HEADER.pack(*header._replace(checksum=0))))
 
 
 class PackFile:
-    """Encoded samples by id, mapped read-only, so that all processes of the host share the pages.
+    """Samples by id, mapped read-only, so that all processes of the host share the pages.
 
-    Opened at once whatever its size. Owns its mapping; `close` may be called twice.
+    Opening looks at the header and the index (32 bytes a sample), not at the samples. Pickles as its path: another
+    process maps the same file. `close` may be called twice; pixels that were given out stay valid.
     """
 
-    def __init__(self, path: Path, key: str) -> None:
-        """Open `path`. FileNotFoundError when it is missing, ValueError when it was made for another key or version."""
-        self._path, self._key = path, key
+    def __init__(self, path: Path, key: PackKey | None = None) -> None:
+        """Open `path`. FileNotFoundError when it is missing, ValueError when it is damaged, or not what `key` says."""
+        self.path = path.absolute()
         with path.open("rb") as file:
-            header = file.read(_HEADER.size)
-            if len(header) < _HEADER.size:
-                raise ValueError(f"{path} is not a pack file: it has {len(header)} bytes")
-            magic, version, _, count, found = _HEADER.unpack(header)
-            if magic != MAGIC or version != VERSION or found != _key_bytes(key):
-                raise ValueError(f"{path} was made for other data or by another version; delete it")
-            self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            first = _HEADER.size + 8 * (count + 1)
-            if len(self._map) < first:
-                raise ValueError(f"{path} was cut: it has {len(self._map)} bytes; delete it")
-            self._offsets: NDArray[np.int64] = np.frombuffer(self._map, np.int64, count + 1, _HEADER.size).copy()
-        if self._offsets[-1] != len(self._map):
-            raise ValueError(f"{path} was cut: it has {len(self._map)} of {self._offsets[-1]} bytes; delete it")
+            start = file.read(_HEADER.size)
+            if len(start) < _HEADER.size:
+                raise ValueError(f"{path} is not a pack file: it has {len(start)} bytes; delete it")
+            header = _Header._make(_HEADER.unpack(start))
+            if header.magic != MAGIC or header.version != VERSION:
+                raise ValueError(f"{path} is no pack file of version {VERSION}; delete it")
+            self.key = PackKey(header.samples, header.pixels)
+            if key is not None and key != self.key:
+                raise ValueError(f"{path} was made of other samples or pixels; delete it")
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._build = header.build
+        first = first_sample_byte(header.num_samples)
+        if len(mapped) < first or _checksum(header, memoryview(mapped)[_HEADER.size : first]) != header.checksum:
+            raise ValueError(f"{path} was cut, or its index damaged; delete it")
+        index = PackIndex.over(mapped, header.num_samples, _HEADER.size)
+        if index.offsets[-1] != len(mapped):
+            raise ValueError(f"{path} was cut: it has {len(mapped)} of {index.offsets[-1]} bytes; delete it")
+        # Unmapped when the last array over it is gone: pixels that somebody holds keep it.
+        self._contents: tuple[NDArray[np.uint8], PackIndex] | None = (np.frombuffer(mapped, np.uint8), index)
+        self._count = header.num_samples
 
-    def __reduce__(self) -> tuple[type[PackFile], tuple[Path, str]]:
-        # Another process maps the same pages of the page cache.
-        return PackFile, (self._path, self._key)
+    def __reduce__(self) -> tuple[type[PackFile], tuple[Path, PackKey]]:
+        return PackFile, (self.path, self.key)
 
     def __len__(self) -> int:
         """Number of samples."""
-        return len(self._offsets) - 1
+        return self._count
 
-    def __call__(self, id: int) -> bytes:
-        """The encoded sample `id`. RuntimeError after `close`."""
-        if self._map is None:
-            raise RuntimeError("close() was already called on this pack")
-        return self._map[self._offsets[id] : self._offsets[id + 1]]
+    def __call__(self, id: int) -> Sample:
+        """Sample `id`: bytes, or pixels `(H, W, 3)` as a read-only view of the file. RuntimeError after `close`."""
+        memory, index = self._opened()
+        start, end = index.offsets[id : id + 2].tolist()
+        height, width = index.shapes[id].tolist()
+        return memory[start:end].reshape(height, width, 3) if height else memory[start:end].tobytes()
+
+    @property
+    def index(self) -> PackIndex:
+        """Of all samples, as views of the file. RuntimeError after `close`."""
+        return self._opened()[1]
+
+    def mark_stale(self) -> None:
+        """Have the next opening build it again. Where nothing can be written nothing happens: it cannot be built."""
+        with suppress(OSError):
+            self.marker.write_bytes(self._build)
+
+    def is_stale(self) -> bool:
+        """Whether it was marked so; a mark that was meant for an earlier pack at this path does not count."""
+        try:
+            return self.marker.read_bytes() == self._build
+        except OSError:  # no mark, or none for us to read: samples are checked whatever it says
+            return False
+
+    @property
+    def marker(self) -> Path:
+        """The file that marks the pack as stale."""
+        return marker_of(self.path)
 
     def close(self) -> None:
-        """Unmap the file."""
-        if self._map is not None:
-            self._map.close()
-            self._map = None
+        """Let go of the file."""
+        self._contents = None
 
     def __enter__(self) -> Self:
         return self
@@ -71,61 +171,13 @@ class PackFile:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-
-def open_or_build(path: Path, key: str, count: int, samples: Callable[[], Iterable[bytes]]) -> PackFile:
-    """The pack at `path`, built first when it is missing, stale or was left unfinished by an interruption.
-
-    One process builds, under a lock on a file beside it; the others wait and then open what it made. The pack is
-    written aside and renamed, so an interrupted build is never taken for a whole one.
-
-    Args:
-        path: where the pack is, or will be.
-        key: 64 hex digits that name the content; a pack with another key is replaced.
-        count: number of samples.
-        samples: called when a build is needed; yields every sample's bytes in order of id.
-    """
-    if pack := _opened(path, key):  # without the lock: a finished pack may lie where nothing can be written
-        return pack
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(str(path) + ".lock", waiting_for=f"it packs {path}"):
-        if pack := _opened(path, key):
-            return pack
-        _build(path, key, count, samples())
-    return PackFile(path, key)
+    def _opened(self) -> tuple[NDArray[np.uint8], PackIndex]:
+        contents = self._contents
+        if contents is None:
+            raise RuntimeError(f"close() was already called on the pack {self.path}")
+        return contents
 
 
-def _opened(path: Path, key: str) -> PackFile | None:
-    try:
-        return PackFile(path, key)
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def _build(path: Path, key: str, count: int, samples: Iterable[bytes]) -> None:
-    aside = path.with_suffix(".tmp")  # one name, for one builder holds the lock: a killed one's remains are overwritten
-    offsets = np.zeros(count + 1, np.int64)
-    offsets[0] = _HEADER.size + offsets.nbytes
-    written = 0
-    try:
-        with aside.open("wb") as file:
-            file.seek(int(offsets[0]))
-            for sample in samples:
-                file.write(sample)
-                written += 1
-                offsets[written] = offsets[written - 1] + len(sample)
-            if written != count:
-                raise RuntimeError(f"{written} samples came for a pack of {count}")
-            file.seek(0)
-            file.write(_HEADER.pack(MAGIC, VERSION, 0, count, _key_bytes(key)))
-            file.write(offsets.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _key_bytes(key: str) -> bytes:
-    if len(key) != 64:
-        raise ValueError(f"a pack's key has 64 hex digits, got {len(key)}: {json.dumps(key)}")
-    return key.encode()
+def marker_of(path: Path) -> Path:
+    """The file that marks the pack at `path` as stale."""
+    return path.with_name(f"{path.name}.stale")

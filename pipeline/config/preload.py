@@ -7,7 +7,10 @@ from pipeline.config.checks import choice
 
 
 class PreloadMode(StrEnum):
-    """Nothing (none), the cache's store in memory (ram), or a file that later runs map at once (pack)."""
+    """Nothing (none), the cache's store in memory (ram), or a file that later runs map at once (pack).
+
+    A pack holds encoded images, with `cache.store=decoded` their pixels.
+    """
 
     none = "none"
     ram = "ram"

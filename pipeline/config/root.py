@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, field
 
-from pipeline.config.cache import Cache, Store
+from pipeline.config.cache import Cache, CachePolicy, Store
 from pipeline.config.checks import ConfigError, whole
 from pipeline.config.data import Data
 from pipeline.config.loader import Loader
 from pipeline.config.model import Model
 from pipeline.config.prefetch import Prefetch
-from pipeline.config.preload import Preload
+from pipeline.config.preload import Preload, PreloadMode
 from pipeline.config.run import Bench, Run
 from pipeline.config.training import Dist, Logger, Optim, Schedule
 from pipeline.config.transforms import Decode, Transforms
@@ -37,6 +37,12 @@ class PipelineConfig:
             raise ConfigError(
                 "cache.store=decoded keeps whole images, which transforms.decode=scaled never makes; "
                 "use cache.store=encoded or transforms.decode=full"
+            )
+        packs_pixels = self.preload.mode is PreloadMode.pack and self.cache.store is Store.decoded
+        if packs_pixels and self.cache.policy is not CachePolicy.none:
+            raise ConfigError(
+                f"cache.policy={self.cache.policy} would keep what preload=pack with cache.store=decoded maps already; "
+                "use cache=none, or cache.store=encoded"
             )
         refuse_unfinished(self)
 

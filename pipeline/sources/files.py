@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.sources.paths import AnyPath, PathTable
-from pipeline.sources.source import as_labels, hash_content, hash_order
+from pipeline.sources.source import as_labels, hash_order, stamp_bytes, stamp_file
 
 
 class FileSource:
@@ -59,9 +59,9 @@ class FileSource:
             self._fingerprint = hash_order([self.paths.packed], self.labels)
         return self._fingerprint
 
-    def content_key(self) -> str:
-        """Returns a hash that also changes with the size or time of any file; raises OSError if one is not there."""
-        return hash_content(self.fingerprint(), (self.paths.encoded(id) for id in range(len(self))))
+    def stamp(self, id: int) -> int:
+        """Returns 64 bits that change with the size or time of file `id`; raises OSError."""
+        return stamp_file(self.paths.encoded(id))
 
 
 class ArraySource:
@@ -107,6 +107,6 @@ class ArraySource:
         """Returns a hash of the name, the shape and the labels."""
         return hash_order([f"{self._name}{self._pixels.shape}".encode()], self.labels)
 
-    def content_key(self) -> str:
-        """Returns a hash of the pixels too."""
-        return hash_order([self.fingerprint().encode(), self._pixels.tobytes()], self.labels)
+    def stamp(self, id: int) -> int:
+        """Returns a checksum of image `id`'s pixels."""
+        return stamp_bytes(np.ascontiguousarray(self.read(id)).data)

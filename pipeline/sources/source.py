@@ -1,7 +1,7 @@
 """What the rest of the pipeline asks of a place where samples come from, and what every such place shares."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, Protocol
 
@@ -42,8 +42,11 @@ class Source(Protocol):
         """Returns a hex hash of which samples these are and in what order; file contents do not enter."""
         ...
 
-    def content_key(self) -> str:
-        """Returns a hex hash that also changes with the size or time of any file; costs a stat for each of them."""
+    def stamp(self, id: int) -> int:
+        """Returns 64 bits that change with the size or time of the file that sample `id` lies in.
+
+        Costs a stat, or for pixels in memory a checksum; raises OSError.
+        """
         ...
 
 
@@ -65,13 +68,15 @@ def as_labels(labels: ArrayLike, num_samples: int) -> NDArray[Any]:
     return array
 
 
-def hash_content(fingerprint: str, paths: Iterable[AnyPath]) -> str:
-    """Returns the content key of the samples `fingerprint` names, which lie in the files at `paths`."""
-    digest = blake2b(fingerprint.encode(), digest_size=32)
-    for path in paths:
-        status = os.stat(path)
-        digest.update(status.st_size.to_bytes(8, "little") + status.st_mtime_ns.to_bytes(16, "little", signed=True))
-    return digest.hexdigest()
+def stamp_file(path: AnyPath, *place: int) -> int:
+    """Returns 64 bits that change with the size or time of the file at `path`, and with `place`; raises OSError."""
+    status = os.stat(path)
+    return stamp_bytes(repr((status.st_size, status.st_mtime_ns, *place)).encode())
+
+
+def stamp_bytes(data: bytes | memoryview) -> int:
+    """Returns 64 evenly spread bits of `data`."""
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
 
 
 def hash_order(names: Sequence[bytes | memoryview], labels: NDArray[Any]) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.sources.labels import WrittenLabel, number_labels, parse_texts
 from pipeline.sources.paths import PathTable
-from pipeline.sources.source import as_labels, hash_content, hash_order
+from pipeline.sources.source import as_labels, hash_order, stamp_file
 from pipeline.sources.split import IMAGE_SUFFIXES, Split, in_split, require_samples
 
 _MAX_OPEN_SHARDS = 256
@@ -118,9 +118,12 @@ class TarSource:
         shard_numbers = np.ascontiguousarray(self._spans[:, 0]).tobytes()
         return hash_order([self._members.packed, shard_numbers], self.labels)
 
-    def content_key(self) -> str:
-        """Returns a hash that also changes with the size or time of any archive."""
-        return hash_content(self.fingerprint(), (self._shards[shard] for shard in range(len(self._shards))))
+    def stamp(self, id: int) -> int:
+        """Returns 64 bits that change with the archive of image `id`, and with its place there; raises OSError."""
+        if id < 0:
+            raise IndexError(f"image {id} of {len(self)}")
+        shard, *place = self._spans[id].tolist()
+        return stamp_file(self._shards.encoded(shard), *place)
 
     def close(self) -> None:
         """Closes every archive; calling it again does nothing."""

@@ -1,0 +1,109 @@
+"""config.preload -> a pack file, opened or built, and the load from it. A part of `build.py`."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import PIL
+import simplejpeg
+
+from pipeline.build_estimate import look_at_some
+from pipeline.cache.load import Sample
+from pipeline.cache.pack import PackKey, first_sample_byte
+from pipeline.cache.pack_build import PackContents, open_or_build
+from pipeline.cache.packed import PackedLoad
+from pipeline.config import ConfigError, Preload
+from pipeline.preload import preload
+from pipeline.sources import Source
+
+GIB = 2**30
+
+
+def build_pack(
+    source: Source,
+    preloading: Preload,
+    load: Callable[[int], Sample],
+    *,
+    decoded: bool,
+    max_side: int | None,
+    num_threads: int,
+    name: str,
+    resources: ExitStack,
+) -> PackedLoad:
+    """The load from the pack of `source` in `preload.dir`, which is built first if it has to be.
+
+    Args:
+        source: whose samples they are.
+        preloading: the configuration's group.
+        load: what is kept of a sample: its bytes, or if `decoded` its pixels.
+        decoded: whether pixels are kept.
+        max_side: what those pixels were reduced to.
+        num_threads: threads that load and decode for a build.
+        name: what is packed, for the file's name and the progress bar.
+        resources: closes the pack.
+    """
+    directory = Path(preloading.dir)
+    # Decoders of another version may make other pixels; whoever changes them must not get the old ones.
+    decoders = f"simplejpeg {simplejpeg.__version__}, Pillow {PIL.__version__}"
+    pixels = f"decoded, max_side {max_side}, {decoders}" if decoded else "encoded"
+    fingerprint = source.fingerprint()
+    family = f"{name}-{_kind(decoded, max_side)}-"
+    contents = PackContents(
+        PackKey.of(fingerprint, pixels),
+        len(source),
+        load=load if decoded else partial(_only_bytes, load),
+        stamp=source.stamp,
+        where=source.where,
+    )
+    pack = open_or_build(
+        directory / f"{family}{fingerprint[:16]}.pack",
+        contents,
+        family=family,
+        each=partial(preload, num_threads=num_threads, name=name),
+        check_room=partial(_check_room, directory, source, decoded=decoded, max_side=max_side),
+    )
+    resources.callback(pack.close)
+    return PackedLoad(pack, load=load, stamp=source.stamp, where=source.where)
+
+
+def _kind(decoded: bool, max_side: int | None) -> str:
+    if not decoded:
+        return "encoded"
+    return "decoded" if max_side is None else f"decoded-{max_side}"
+
+
+def _only_bytes(load: Callable[[int], Sample], id: int) -> bytes:
+    sample = load(id)
+    if not isinstance(sample, bytes):
+        raise ConfigError(
+            "preload=pack keeps encoded images and this source has none; use cache.store=decoded or preload=ram"
+        )
+    return sample
+
+
+def _check_room(directory: Path, source: Source, *, decoded: bool, max_side: int | None) -> None:
+    """Raise ConfigError if the disk of `directory` has less room than the pack is likely to need."""
+    size_bytes = look_at_some(source.read, len(source), max_side).of(decoded=decoded)
+    needed_bytes = first_sample_byte(len(source)) + len(source) * size_bytes
+    free_bytes = shutil.disk_usage(directory).free
+    if needed_bytes <= free_bytes or math.isinf(needed_bytes):  # what cannot be read is met at its place
+        return
+    cures = ["set preload.dir to another disk"]
+    if decoded:
+        cures += ["cache.store=encoded", "a lower transforms.max_side" if max_side else "transforms.max_side=..."]
+    else:
+        cures += ["preload=none"]
+    raise ConfigError(
+        f"preload=pack needs about {_gib(needed_bytes)} GiB in {directory}, {_gib(free_bytes)} GiB are free there; "
+        f"{', '.join(cures[:-1])} or {cures[-1]}"
+    )
+
+
+def _gib(size_bytes: float) -> str:
+    size_gib = size_bytes / GIB
+    return f"{size_gib:.1f}" if size_gib >= 1 else f"{size_gib:.2g}"
