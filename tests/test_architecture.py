@@ -54,6 +54,7 @@ RUNS_IN_WORKERS = [
     "pipeline.sampler",
     "pipeline.draws",
     "pipeline.cache",
+    "pipeline.cache.host",
     "pipeline.cache.load",
     "pipeline.cache.pack",
     "pipeline.cache.packed",
