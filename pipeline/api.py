@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from os import PathLike
 from typing import Any, Self
 
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset
 from pipeline.build import Pipeline, assemble
 from pipeline.build_budget import refuse_preload
 from pipeline.build_estimate import look_at_some
-from pipeline.build_store import CAN_SHARE, fill, make_store
+from pipeline.build_store import CAN_SHARE, fill, private_store, shared_store
 from pipeline.cache import LRUCache
 from pipeline.cache.load import HITS, MISSES, CachedLoad, Store
 from pipeline.cache.settings import Kind, Settings
@@ -282,27 +283,35 @@ class HighPerformanceDataset(Dataset[tuple[Any, Any]]):
         decoding = Decoding(self.source.read, self.source.where)
         max_bytes = available_bytes() // 2
         shared = Settings(len(self), max_bytes, None if preload else cache_size, CachePolicy.pinned, Kind.decoded)
-        own = shared if preload else shared._replace(policy=CachePolicy.lru)
-        store = make_store(shared, in_processes=CAN_SHARE)
+        self._resources = ExitStack()
+        store: Store
+        if CAN_SHARE:
+            store = shared_store(lambda: shared, rank=None, name=str, resources=self._resources)
+        else:
+            store = private_store(shared)
         self._shared = CachedLoad(decoding, store, self._stats)
         """For processes that did not make this object, and for all if it was preloaded."""
-        self._own = CachedLoad(decoding, store if own == shared else make_store(own, in_processes=False), self._stats)
+        self._own = self._shared
         if preload:
             self._preload(shared, store)
+        else:
+            own = private_store(shared._replace(policy=CachePolicy.lru))
+            self._own = CachedLoad(decoding, own, self._stats)
 
     def _preload(self, settings: Settings, store: Store) -> None:
         cures = ["cache_size=... with preload=False", "smaller images"]
         sizes = look_at_some(self.source.read, len(self), None)
         refuse_preload(settings, sizes, "images", what="preload=True", cures=cures)
-        fill(self._own, store, len(self), num_threads=num_cores(), name="images", cures=cures)
+        fill(self._own, store, range(len(self)), num_threads=num_cores(), name="images", cures=cures)
         self._stats.forget(HITS, MISSES)
 
     def __getstate__(self) -> dict[str, Any]:
         # The LRU is the maker's own.
-        return self.__dict__ | {"_own": self._shared, "_pid": None}
+        return self.__dict__ | {"_own": self._shared, "_pid": None, "_resources": ExitStack()}
 
     def close(self) -> None:
         """Free the shared cache's descriptor, where it is not left to garbage collection. May be called twice."""
+        self._resources.close()
         self._shared.store.close()
 
     def __enter__(self) -> Self:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from pipeline.build_loader import build_executor, check_memory, describe_workers, resolve_backend
+from pipeline.build_loading import Loading, build_loading
 from pipeline.build_prefetch import plan_delivery
 from pipeline.build_source import make_sampler, open_source, order_fingerprint
-from pipeline.build_store import Loading, build_loading
 from pipeline.build_transform import build_transform
 from pipeline.cache.theory import advice
 from pipeline.config import Backend, PipelineConfig, SamplerName, Transforms
@@ -244,6 +244,7 @@ def assemble(
             stats=stats,
             resources=resources,
             in_processes=arena is not None,
+            world_size=world_size,
         )
         order = Order(
             sampler=make_sampler(sampler, source, config.seed),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 
-from pipeline.build_estimate import Sizes
+from pipeline.build_estimate import Sizes, look_at_some
+from pipeline.cache.load import Sample
 from pipeline.cache.settings import Kind, Settings
 from pipeline.config import Cache, CachePolicy, ConfigError, Transforms
 from pipeline.machine import available_bytes
@@ -15,14 +17,50 @@ _MARGIN = 1.1
 """Means of a few samples: with less than a tenth to spare, all of them might not fit after all."""
 
 
-def plan_settings(cache: Cache, transforms: Transforms, sizes: Sizes, *, count: int, policy: CachePolicy) -> Settings:
-    """A store for `count` samples of these `sizes`. ConfigError when `cache.max_gib` is more than is free."""
-    max_bytes = _budget_bytes(cache)
-    # A whole preload keeps everything: `max_images` is the capacity of a cache.
-    max_images = cache.max_images if cache.policy is policy else None
-    kept = count if max_images is None else min(count, max_images)
-    fits = _MARGIN * sizes.decoded * kept <= max_bytes
-    return Settings(count, max_bytes, max_images, policy, _kind(cache, transforms, policy, decoded_fits=fits))
+@dataclass(kw_only=True)
+class StorePlan:
+    """What decides a store's settings. Whoever makes the store asks for them; who is handed one need not look."""
+
+    cache: Cache
+    transforms: Transforms
+    policy: CachePolicy
+    is_preload: bool
+    name: str
+    """What messages call the samples."""
+    read: Callable[[int], Sample]
+    num_samples: int
+    num_ranks: int = 1
+    """Of this host, of which each will make one."""
+    already_read: dict[int, bytes] = field(default_factory=dict)
+    """Samples that were read to estimate sizes, by id."""
+
+    def settings(self) -> Settings:
+        """The store's settings, from a look at a few samples. ConfigError when the budget does not do."""
+        sizes = look_at_some(self.read, self.num_samples, self.transforms.max_side)
+        self.already_read = sizes.read
+        max_bytes = _budget_bytes(self.cache, self.num_ranks)
+        # A whole preload keeps everything: `max_images` is the capacity of a cache.
+        max_images = None if self.is_preload else self.cache.max_images
+        kept = self.num_samples if max_images is None else min(self.num_samples, max_images)
+        kind = self._kind(decoded_fits=_MARGIN * sizes.decoded * kept <= max_bytes)
+        settings = Settings(self.num_samples, max_bytes, max_images, self.policy, kind)
+        if self.is_preload:
+            refuse_preload(settings, sizes, self.name, what="preload=ram", cures=preload_cures(kind))
+        return settings
+
+    def identity(self, fingerprint: str) -> str:
+        """Equal for stores that may be one, with samples of this `fingerprint`."""
+        pixels = (self.transforms.max_side, str(self.transforms.decode))
+        return repr((self.name, fingerprint, str(self.policy), self.is_preload, asdict(self.cache), pixels))
+
+    def _kind(self, *, decoded_fits: bool) -> Kind:
+        if self.cache.store != "auto":
+            return Kind(self.cache.store)
+        if self.transforms.decode == "scaled":
+            return Kind.encoded
+        if self.policy is CachePolicy.valued:
+            return Kind.either
+        return Kind.decoded if decoded_fits else Kind.encoded
 
 
 def refuse_preload(settings: Settings, sizes: Sizes, name: str, *, what: str, cures: Sequence[str]) -> None:
@@ -52,10 +90,10 @@ def preload_cures(kind: Kind) -> list[str]:
     return [*smaller, "preload=pack", "preload=none with cache=pinned", "a higher cache.max_gib"]
 
 
-def _budget_bytes(cache: Cache) -> int:
+def _budget_bytes(cache: Cache, num_ranks: int) -> int:
     free_bytes = available_bytes()
     if cache.max_gib is None:
-        return free_bytes // 2
+        return free_bytes // 2 // num_ranks
     wanted_bytes = int(cache.max_gib * GIB)
     if wanted_bytes > free_bytes:
         raise ConfigError(
@@ -63,13 +101,3 @@ def _budget_bytes(cache: Cache) -> int:
             "lower it, or use preload=pack"
         )
     return wanted_bytes
-
-
-def _kind(cache: Cache, transforms: Transforms, policy: CachePolicy, *, decoded_fits: bool) -> Kind:
-    if cache.store != "auto":
-        return Kind(cache.store)
-    if transforms.decode == "scaled":
-        return Kind.encoded
-    if policy is CachePolicy.valued:
-        return Kind.either
-    return Kind.decoded if decoded_fits else Kind.encoded

@@ -22,7 +22,7 @@ from hydra.core.global_hydra import GlobalHydra
 from pipeline._compat import HYDRA_MAIN
 from pipeline.build import build_pipeline
 from pipeline.build_estimate import look_at_some
-from pipeline.build_store import Loading, build_loading
+from pipeline.build_loading import Loading, build_loading
 from pipeline.cli import conf_dir
 from pipeline.config import Cache, ConfigError, FolderData, Loader, PipelineConfig, Prefetch, Preload, Transforms
 from pipeline.config.compose import to_config

@@ -20,7 +20,7 @@ from packs import Watched, packed, rewrite, the_pack, write_files
 from watching import environment
 
 from pipeline.build import build_pipeline
-from pipeline.build_store import build_loading
+from pipeline.build_loading import build_loading
 from pipeline.cache.pack import PackFile
 from pipeline.config import Cache, FolderData, Loader, PipelineConfig, Preload, Transforms
 from pipeline.sources import ArraySource
