@@ -18,9 +18,10 @@ from torch.utils.data import Dataset
 from pipeline.build import Pipeline, assemble
 from pipeline.build_budget import refuse_preload
 from pipeline.build_estimate import look_at_some
-from pipeline.build_store import CAN_SHARE, fill, private_store, shared_store
+from pipeline.build_store import CAN_SHARE, fill, shared_store
 from pipeline.cache import LRUCache
 from pipeline.cache.load import HITS, MISSES, CachedLoad, Store
+from pipeline.cache.private_store import PrivateStore
 from pipeline.cache.settings import Kind, Settings
 from pipeline.config import (
     Backend,
@@ -288,14 +289,14 @@ class HighPerformanceDataset(Dataset[tuple[Any, Any]]):
         if CAN_SHARE:
             store = shared_store(lambda: shared, rank=None, name=str, resources=self._resources)
         else:
-            store = private_store(shared)
+            store = PrivateStore(shared)
         self._shared = CachedLoad(decoding, store, self._stats)
         """For processes that did not make this object, and for all if it was preloaded."""
         self._own = self._shared
         if preload:
             self._preload(shared, store)
         else:
-            own = private_store(shared._replace(policy=CachePolicy.lru))
+            own = PrivateStore(shared._replace(policy=CachePolicy.lru))
             self._own = CachedLoad(decoding, own, self._stats)
 
     def _preload(self, settings: Settings, store: Store) -> None:

@@ -67,7 +67,7 @@ class Pipeline:
         self._resources = resources
         self.workers = workers
         """Who makes batches, in words: "2 worker processes"."""
-        self.keeps = None if loading.settings is None else loading.settings.kind.in_words
+        self.keeps = None if loading.store is None else loading.store.settings.kind.in_words
         """What the store keeps between epochs: "decoded images"; None: there is none."""
         self._own_transform = own_transform
 
@@ -138,10 +138,10 @@ class Pipeline:
     def cache_advice(self) -> str | None:
         """What to change for more hits; None without a cache, and where nothing would help."""
         stats = self.stats()
-        if self._loading.settings is None or "cache_bound_pct" not in stats:
+        if self._loading.store is None or "cache_bound_pct" not in stats:
             return None
         kept_pct, hit_pct, bound_pct = (stats[f"cache_{name}_pct"] for name in ("kept", "hit", "bound"))
-        return advice(self._loading.settings.policy, kept_pct=kept_pct, hit_pct=hit_pct, bound_pct=bound_pct)
+        return advice(self._loading.store.settings.policy, kept_pct=kept_pct, hit_pct=hit_pct, bound_pct=bound_pct)
 
     def close(self) -> None:
         """End threads, forget slots, close files. May be called twice."""

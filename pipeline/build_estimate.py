@@ -14,8 +14,6 @@ from pipeline.transforms.geometry import limit_side
 
 LOOKED_AT = 32
 """Samples read, at most."""
-KEPT_BYTES = 4 << 20
-"""Of what was read, so much is kept for whoever reads these samples next; every worker process gets a copy."""
 
 
 class Sizes(NamedTuple):
@@ -24,7 +22,7 @@ class Sizes(NamedTuple):
     encoded: float
     decoded: float
     read: dict[int, bytes]
-    """Encoded samples by id, as far as they were kept."""
+    """The encoded samples that were read, by id."""
 
     def of(self, *, decoded: bool) -> float:
         """Mean bytes of a sample as it is kept."""
@@ -35,8 +33,7 @@ def look_at_some(read: Callable[[int], Sample], num_samples: int, max_side: int 
     """The sizes of a few samples spread over all that `read` gives; decoded ones after `max_side`."""
     encoded: list[int] = []
     decoded: list[int] = []
-    kept: dict[int, bytes] = {}
-    kept_bytes = 0
+    read_before: dict[int, bytes] = {}
     for id in np.linspace(0, num_samples - 1, min(LOOKED_AT, num_samples), dtype=np.int64).tolist():
         try:
             sample = read(id)
@@ -45,16 +42,14 @@ def look_at_some(read: Callable[[int], Sample], num_samples: int, max_side: int 
                 info = inspect(sample)
                 height, width = limit_side(info.height, info.width, max_side)
                 decoded.append(height * width * 3)
-                if kept_bytes + len(sample) <= KEPT_BYTES:
-                    kept[id] = sample
-                    kept_bytes += len(sample)
+                read_before[id] = sample
             else:
                 height, width = limit_side(sample.shape[0], sample.shape[1], max_side)
                 encoded.append(height * width * 3)
                 decoded.append(height * width * 3)
         except (OSError, ValueError):  # the loop that wants this sample will meet the error, at its place
             continue
-    return Sizes(_mean(encoded), _mean(decoded), kept)
+    return Sizes(_mean(encoded), _mean(decoded), read_before)
 
 
 def _mean(sizes: list[int]) -> float:

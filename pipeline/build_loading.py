@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from pipeline.build_budget import StorePlan, preload_cures
 from pipeline.build_pack import build_pack
-from pipeline.build_store import fill, is_shared, private_store, shared_store
+from pipeline.build_store import fill, is_shared, shared_store
 from pipeline.cache.host import HostRank, host_rank
 from pipeline.cache.load import HITS, MISSES, CachedLoad, RankedStore, Sample, Store, ValuedLoad
-from pipeline.cache.settings import Kind, Settings
+from pipeline.cache.packed import PackedLoad
+from pipeline.cache.private_store import PrivateStore
+from pipeline.cache.settings import Kind
 from pipeline.cache.theory import bound
 from pipeline.config import Cache, CachePolicy, Preload, Transforms
 from pipeline.loader.read import AlreadyRead, Decoding, TimedRead
@@ -26,8 +27,6 @@ class Loading:
 
     load: Callable[[int], Sample]
     store: Store | None = None
-    settings: Settings | None = None
-    """What `store` was made with."""
     is_preloaded: bool = False
     """Whether it was filled before the first epoch."""
 
@@ -37,13 +36,14 @@ class Loading:
         `num_cold` samples are asked for before any is asked for again: those of a rank's epoch. None where samples are
         drawn with replacement: then theory has no bound.
         """
-        if self.store is None or self.settings is None:
+        if self.store is None:
             return {}
-        hits, misses = counts.total(HITS), counts.total(MISSES)
+        # Samples read for an estimate count against the hits until they are first asked for.
+        hits, misses = max(0, counts.total(HITS)), counts.total(MISSES)
         kept = self.store.stats()
         numbers: dict[str, float] = {"cache_hits": hits, "cache_misses": misses}
         numbers |= {f"cache_{name}": number for name, number in kept.items()}
-        fraction = kept["entries"] / max(1, self.settings.num_samples)
+        fraction = kept["entries"] / max(1, self.store.settings.num_samples)
         numbers["cache_kept_pct"] = 100 * fraction
         numbers["cache_hit_pct"] = 100 * hits / max(1, hits + misses)
         if num_cold is not None:
@@ -79,9 +79,10 @@ def build_loading(
         in_processes: worker processes are to load.
         world_size: how many ranks do the same with the same samples; those of one host share a store.
     """
+    making = _Making(source, transforms, stats, name, num_threads)
     read: Callable[[int], Sample] = source.read
     if preloading.mode == "pack":
-        read = _packed(source, cache, preloading, transforms, num_threads, name, stats, resources)
+        read = making.packed(cache, preloading, resources)
         if cache.store == "decoded":
             return Loading(read)  # a cache before mapped pixels would keep them twice: the configuration refuses it
     is_preload = preloading.mode == "ram"
@@ -99,73 +100,78 @@ def build_loading(
         num_samples=len(source),
         num_ranks=1 if rank is None or policy is not CachePolicy.lru else rank.local_world_size,
     )
-    opened = _open(plan, source, rank, in_processes=in_processes, resources=resources)
-    read = TimedRead(AlreadyRead(read, plan.already_read), stats)
-    load = _load_through(opened, read, source, transforms, stats)
-    if is_preload:
-        start = 0 if rank is None else len(source) * rank.local_rank // rank.local_world_size
-        cures = preload_cures(opened.settings.kind)
-        fill(load, opened.store, range(len(source)), start=start, num_threads=num_threads, name=name, cures=cures)
-        stats.forget(HITS, MISSES)
-    return Loading(load, opened.store, opened.settings, is_preloaded=is_preload)
-
-
-class _Opened(NamedTuple):
     store: Store
-    settings: Settings
-    ranked: RankedStore | None
-    """The store, if it goes by value."""
+    if is_shared(policy, in_processes=in_processes):
+        store = shared_store(
+            plan.settings,
+            rank=None if policy is CachePolicy.lru else rank,
+            name=lambda: plan.identity(source.fingerprint()),
+            resources=resources,
+            begin=lambda made: making.begin(made, plan),
+        )
+    else:
+        store = PrivateStore(plan.settings())
+        read = AlreadyRead(read, plan.already_read)
+    load = making.through(store, read)
+    if is_preload:
+        making.fill(load, store, rank)
+    return Loading(load, store, is_preloaded=is_preload)
 
 
-def _open(
-    plan: StorePlan, source: Source, rank: HostRank | None, *, in_processes: bool, resources: ExitStack
-) -> _Opened:
-    if not is_shared(plan.policy, in_processes=in_processes):
-        settings = plan.settings()
-        return _Opened(private_store(settings), settings, None)
-    shared = shared_store(
-        plan.settings,
-        rank=None if plan.policy is CachePolicy.lru else rank,
-        name=lambda: plan.identity(source.fingerprint()),
-        resources=resources,
-    )
-    return _Opened(shared, shared.settings, shared if plan.policy is CachePolicy.valued else None)
+@dataclass(frozen=True, slots=True)
+class _Making:
+    """What is the same for every load that is made of one source."""
 
+    source: Source
+    transforms: Transforms
+    stats: Stats
+    name: str
+    num_threads: int
 
-def _load_through(
-    opened: _Opened, read: Callable[[int], Sample], source: Source, transforms: Transforms, stats: Stats
-) -> CachedLoad | ValuedLoad:
-    store, kind = opened.store, opened.settings.kind
-    decoding = Decoding(read, source.where, max_side=transforms.max_side, stats=stats, borrow=store.copies)
-    if opened.ranked is not None:
-        return ValuedLoad(read, None if kind is Kind.encoded else decoding.decode, opened.ranked, stats)
-    if kind is Kind.decoded:
-        return CachedLoad(decoding, store, stats, direct=read)
-    return CachedLoad(read, store, stats)
+    def packed(self, cache: Cache, preloading: Preload, resources: ExitStack) -> PackedLoad:
+        """From a pack of files, or of pixels where `cache.store` says so."""
+        decoded = cache.store == "decoded"
+        return build_pack(
+            self.source,
+            preloading,
+            self._decoding(TimedRead(self.source.read, self.stats)) if decoded else self.source.read,
+            decoded=decoded,
+            max_side=self.transforms.max_side,
+            num_threads=self.num_threads,
+            name=self.name,
+            resources=resources,
+        )
 
+    def through(self, store: Store, read: Callable[[int], Sample]) -> CachedLoad | ValuedLoad:
+        """From `store`, which `read` fills."""
+        read = TimedRead(read, self.stats)
+        decoding = self._decoding(read, borrow=store.copies)
+        kind = store.settings.kind
+        if store.settings.policy is CachePolicy.valued:
+            assert isinstance(store, RankedStore)
+            return ValuedLoad(read, None if kind is Kind.encoded else decoding.decode, store, self.stats)
+        if kind is Kind.decoded:
+            return CachedLoad(decoding, store, self.stats, direct=read)
+        return CachedLoad(read, store, self.stats)
 
-def _packed(
-    source: Source,
-    cache: Cache,
-    preloading: Preload,
-    transforms: Transforms,
-    num_threads: int,
-    name: str,
-    stats: Stats,
-    resources: ExitStack,
-) -> Callable[[int], Sample]:
-    """The load from a pack of files, or of pixels where `cache.store` says so."""
-    load: Callable[[int], Sample] = source.read
-    if cache.store == "decoded":
-        timed = TimedRead(source.read, stats)
-        load = Decoding(timed, source.where, max_side=transforms.max_side, stats=stats)
-    return build_pack(
-        source,
-        preloading,
-        load,
-        decoded=cache.store == "decoded",
-        max_side=transforms.max_side,
-        num_threads=num_threads,
-        name=name,
-        resources=resources,
-    )
+    def begin(self, store: Store, plan: StorePlan) -> None:
+        """Keep the samples that were read for an estimate: no file is opened a second time for it."""
+        load = self.through(store, AlreadyRead(plan.read, plan.already_read))
+        ids = list(plan.already_read)
+        for id in filter(store.wants, ids):
+            with suppress(OSError, ValueError):  # whoever wants this sample meets the error, at its place
+                load(id)
+        # Each will be asked for once before it is asked for again, which is no hit.
+        self.stats.clock.tally(HITS, -sum(map(store.has, ids)))
+
+    def fill(self, load: Callable[[int], Sample], store: Store, rank: HostRank | None) -> None:
+        """Load all samples into `store`; of several ranks each begins with a part of its own."""
+        start = 0 if rank is None else len(self.source) * rank.local_rank // rank.local_world_size
+        cures = preload_cures(store.settings.kind)
+        ids = range(len(self.source))
+        fill(load, store, ids, start=start, num_threads=self.num_threads, name=self.name, cures=cures)
+        self.stats.forget(HITS, MISSES)
+
+    def _decoding(self, read: Callable[[int], Sample], *, borrow: bool = False) -> Decoding:
+        max_side = self.transforms.max_side
+        return Decoding(read, self.source.where, max_side=max_side, stats=self.stats, borrow=borrow)

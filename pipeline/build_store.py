@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
-from pipeline.cache import LRUCache, PinnedCache
 from pipeline.cache.host import HostRank, share_file
 from pipeline.cache.load import Sample, Store
-from pipeline.cache.private_store import PrivateStore, sample_bytes
 from pipeline.cache.settings import Settings
 from pipeline.config import CachePolicy, ConfigError
 from pipeline.preload import preload
@@ -36,23 +34,33 @@ def is_shared(policy: CachePolicy, *, in_processes: bool) -> bool:
     return False
 
 
-def private_store(settings: Settings) -> PrivateStore:
-    """An empty store in this process's own memory."""
-    cache = LRUCache if settings.policy is CachePolicy.lru else PinnedCache
-    return PrivateStore(cache(settings.max_images, max_bytes=settings.max_bytes, size_of=sample_bytes))
-
-
 def shared_store(
-    settings: Callable[[], Settings], *, rank: HostRank | None, name: Callable[[], str], resources: ExitStack
+    settings: Callable[[], Settings],
+    *,
+    rank: HostRank | None,
+    name: Callable[[], str],
+    resources: ExitStack,
+    begin: Callable[[SharedStore], None] | None = None,
 ) -> SharedStore:
     """A store that all worker processes share, and all ranks of this host that ask for one of this `name`.
 
-    `settings` is asked only by who makes it. `resources` closes it.
+    Whoever makes it asks for `settings` and may `begin` to fill it, before anybody else sees it. `resources` closes it.
     """
     from pipeline.cache.shared_store import SharedStore  # not above: they need Linux
     from pipeline.cache.table import create
 
-    file = share_file("" if rank is None else name(), lambda: create(settings()), rank, limit_s=RANK_LIMIT_S)
+    def make() -> int:
+        fd = create(settings())
+        try:
+            if begin is not None:
+                with closing(SharedStore(os.dup(fd))) as store:
+                    begin(store)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    file = share_file("" if rank is None else name(), make, rank, limit_s=RANK_LIMIT_S)
     resources.callback(file.close)
     store = SharedStore(os.dup(file.fd))
     resources.callback(store.close)

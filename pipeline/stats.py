@@ -29,9 +29,9 @@ class StageClock:
         self.seconds[stage] += seconds
         self.counts[stage] += 1
 
-    def tally(self, event: str) -> None:
-        """Count one `event`, which takes no time."""
-        self.counts[event] += 1
+    def tally(self, event: str, count: int = 1) -> None:
+        """Count `count` more of an `event`, which takes no time."""
+        self.counts[event] += count
 
     def take(self) -> tuple[dict[str, float], dict[str, int]]:
         """Seconds and counts so far, forgotten here; for the clock's own thread."""

@@ -16,12 +16,14 @@ import pytest
 from pipeline.cache import LRUCache, PinnedCache
 from pipeline.cache.load import CachedLoad, Sample
 from pipeline.cache.private_store import PrivateStore, sample_bytes
+from pipeline.cache.settings import Settings
+from pipeline.config import CachePolicy
 from pipeline.sampler import ShuffleSampler
 from pipeline.stats import Stats
 
 
 def through_lru(load: Callable[[int], Sample]) -> CachedLoad:
-    return CachedLoad(load, PrivateStore(LRUCache(10)), Stats())
+    return CachedLoad(load, PrivateStore(Settings(100, 1000, 10, CachePolicy.lru)), Stats())
 
 
 def test_the_least_recently_used_entry_goes_first_and_a_get_is_a_use() -> None:

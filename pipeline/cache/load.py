@@ -7,11 +7,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cache.settings import Settings
 from pipeline.stats import Stats
 
 Sample = bytes | NDArray[np.uint8]
@@ -28,6 +29,7 @@ _MOST_TIMES_MEDIAN = 4.0
 class Store(Protocol):
     """Keeps samples by id, as many as its budget and its policy allow. Safe to use from many threads."""
 
+    settings: Settings
     copies: bool
     """Whether `keep` copies what it is given; if not, that stays in use."""
 
@@ -53,6 +55,7 @@ class Store(Protocol):
         """Free what it owns. May be called twice."""
 
 
+@runtime_checkable
 class RankedStore(Store, Protocol):
     """A store in which a sample of higher rank takes the place of lower ones."""
 

@@ -9,6 +9,9 @@ import numpy as np
 from pipeline.cache.claims import Claims
 from pipeline.cache.load import Sample
 from pipeline.cache.lru import LRUCache
+from pipeline.cache.pinned import PinnedCache
+from pipeline.cache.settings import Settings
+from pipeline.config.cache import CachePolicy
 
 
 def sample_bytes(sample: Sample) -> int:
@@ -21,9 +24,13 @@ class PrivateStore:
 
     copies = False
 
-    def __init__(self, cache: LRUCache[int, Sample]) -> None:
-        """Keep samples in `cache`, which may evict or refuse as it likes."""
-        self._cache = cache
+    def __init__(self, settings: Settings) -> None:
+        """An empty store; its policy is `lru` or `pinned`."""
+        self.settings = settings
+        cache = LRUCache if settings.policy is CachePolicy.lru else PinnedCache
+        self._cache: LRUCache[int, Sample] = cache(
+            settings.max_images, max_bytes=settings.max_bytes, size_of=sample_bytes
+        )
         self._claims = Claims()
 
     def find(self, id: int) -> Sample | None:
