@@ -24,10 +24,10 @@ class StageClock:
         self.seconds: dict[str, float] = defaultdict(float)
         self.counts: dict[str, int] = defaultdict(int)
 
-    def add(self, stage: str, seconds: float) -> None:
-        """Count one call of `stage` that took `seconds` (wall time of the calling thread)."""
+    def add(self, stage: str, seconds: float, count: int = 1) -> None:
+        """Count `count` samples for which `stage` took `seconds` altogether (wall time of the calling thread)."""
         self.seconds[stage] += seconds
-        self.counts[stage] += 1
+        self.counts[stage] += count
 
     def tally(self, event: str, count: int = 1) -> None:
         """Count `count` more of an `event`, which takes no time."""

@@ -125,6 +125,7 @@ def make_loader(
     read_ahead: bool = False,
     num_epochs: int | None = None,
     row_shape: tuple[int, ...] = ROW_SHAPE,
+    num_draws: int = 1,
     **options: Any,
 ) -> Loader:
     """A loader of small float images over `sample`; `options` are `make_executor`'s."""
@@ -137,7 +138,7 @@ def make_loader(
         labels=np.arange(num_samples) * 10,
         seed=seed,
         batch_size=batch_size,
-        num_draws=1,
+        num_draws=num_draws,
         rank=rank,
         world_size=world_size,
         drop_last=drop_last,

@@ -245,11 +245,12 @@ class Dispatcher:
         self._oom_kills.append(oom_kills() or 0)
         for_memory = self._oom_kills[-1] - self._oom_kills[0]
         blamed = self._deaths.add(
-            [worker.outstanding[held.ticket][1].job.ids[held.row] for held in in_hand],
+            [worker.outstanding[held.ticket][1].job.ids[row] for held in in_hand for row in held.rows],
             alone=was_alone,
             from_outside=not death.is_crash and not for_memory,
         )
-        report = death_report(worker, death, [self._name(worker, held) for held in in_hand], for_memory)
+        names = [name for held in in_hand for name in self._names(worker, held)]
+        report = death_report(worker, death, names, for_memory)
         self._put_back(worker, in_hand, blamed, report, was_alone=was_alone)
         self._inbox.news.append(report.splitlines()[0])
         if self._deaths.is_enough:
@@ -276,34 +277,34 @@ class Dispatcher:
         self, worker: WorkerProcess, in_hand: list[InHand], blamed: int | None, report: str, *, was_alone: bool
     ) -> None:
         """Rows in hand become suspects, each on its own; the others of their tasks, and other tasks, wait in front."""
-        held_rows = {held.ticket: held.row for held in in_hand}
+        held_rows = {held.ticket: held.rows for held in in_hand}
         for ticket, (ring_file, task) in reversed(worker.outstanding.items()):
-            job, held_row = task.job, held_rows.get(ticket)
-            if held_row is None:
+            job, rows = task.job, held_rows.get(ticket)
+            if rows is None:
                 queue = self._suspects if was_alone else self._inbox.tasks
                 queue.appendleft((ring_file, task))
                 continue
-            pieces = [Task(job, task.start, held_row), Task(job, held_row + 1, task.stop)]
+            pieces = [Task(job, task.start, rows.start), Task(job, rows.stop, task.stop)]
             others = [piece for piece in pieces if piece.start < piece.stop]
-            job.add_tasks(len(others))
+            job.add_tasks(len(others) + len(rows) - 1)
             self._inbox.tasks.extendleft((ring_file, piece) for piece in reversed(others))
-            id = job.ids[held_row]
-            if id == blamed:
-                self._accused.discard(id)
-                job.failures.append((held_row, blame(id, self._crew.where(id), report)))
-                job.finish_task()
-            else:
-                self._accused.add(id)
-                self._suspects.append((ring_file, Task(job, held_row, held_row + 1)))
+            for row in rows:
+                id = job.ids[row]
+                if id == blamed:
+                    self._accused.discard(id)
+                    job.failures.append((row, blame(id, self._crew.where(id), report)))
+                    job.finish_task()
+                else:
+                    self._accused.add(id)
+                    self._suspects.append((ring_file, Task(job, row, row + 1)))
         worker.outstanding.clear()
         self._suspects = deque(sorted(self._suspects, key=_turn))
 
-    def _name(self, worker: WorkerProcess, held: InHand) -> str:
+    def _names(self, worker: WorkerProcess, held: InHand) -> list[str]:
         if held.ticket not in worker.outstanding:
-            return "a sample that was just made"
+            return ["a sample that was just made"]
         _, task = worker.outstanding[held.ticket]
-        id = task.job.ids[held.row]
-        return f"sample id {id}, {self._crew.where(id)}"
+        return [f"sample id {id}, {self._crew.where(id)}" for id in task.job.ids[held.rows.start : held.rows.stop]]
 
     # Stalls.
 
@@ -319,7 +320,7 @@ class Dispatcher:
 
     def _late_name(self, worker: WorkerProcess, what: InHand | int, waited_s: float) -> str:
         if isinstance(what, InHand):
-            return f"{self._name(worker, what)} has been in hand for {waited_s:.0f} s"
+            return f"{'; '.join(self._names(worker, what))} has been in hand for {waited_s:.0f} s"
         if worker.is_ready:
             return f"for {waited_s:.0f} s it has had work and taken none of it into its hands"
         return f"it has not finished its imports after {waited_s:.0f} s"

@@ -13,7 +13,7 @@ from typing import Protocol
 from numpy.typing import DTypeLike
 
 from pipeline.loader.errors import WorkerStalledError
-from pipeline.loader.job import Job, SampleFunction, Task, rows_per_task
+from pipeline.loader.job import Job, SampleFunction, Task, most_rows_per_task, rows_per_task
 from pipeline.loader.slots import SlotMemory
 from pipeline.loader.watch import Watch
 
@@ -85,15 +85,15 @@ class SerialExecutor:
 class _Hand:
     """What one thread makes; written by it alone."""
 
-    __slots__ = ("id", "num_taken")
+    __slots__ = ("ids", "num_taken")
 
     def __init__(self) -> None:
-        self.id: int | None = None
+        self.ids: list[int] = []
         self.num_taken = 0
 
-    def take(self, id: int) -> None:
+    def take(self, ids: list[int]) -> None:
         self.num_taken += 1
-        self.id = id
+        self.ids = ids
 
 
 class ThreadExecutor:
@@ -118,6 +118,7 @@ class ThreadExecutor:
             raise ValueError(f"loader.prefetch_factor must be >= 1, got {in_flight}")
         self.num_workers = num_workers
         self.in_flight = in_flight
+        self._most_rows = most_rows_per_task(sample)
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
         self._stopping = threading.Event()
         # Re-entrant: garbage collection inside `submit` may run the finalizer that closes another, or this, executor.
@@ -146,8 +147,8 @@ class ThreadExecutor:
             raise RuntimeError(f"loader.num_workers={num_workers} is more than can be had: {error}") from error
 
     def submit(self, job: Job) -> None:
-        """Queue the batch in about four tasks a thread, of at most eight samples."""
-        tasks = job.split(rows_per_task(len(job.ids), self.num_workers, tasks_per_thread=4))
+        """Queue the batch in about four tasks a thread."""
+        tasks = job.split(rows_per_task(len(job.ids), self.num_workers, tasks_per_thread=4, most=self._most_rows))
         with self._closing:
             if not self._stopping.is_set():
                 for task in tasks:
@@ -161,7 +162,7 @@ class ThreadExecutor:
         """In this process."""
 
     def abandon(self) -> None:
-        """Threads look at `Job.cancelled` before every sample."""
+        """Threads look at `Job.cancelled` before they take the next sample, or the next few that are made together."""
 
     def check(self) -> None:
         """RuntimeError after a stall."""
@@ -174,11 +175,11 @@ class ThreadExecutor:
         Nobody can end a thread: it keeps the slot it writes to, and this executor is of no use any more.
         """
         self.check()
-        held = {(number, hand.num_taken): hand for number, hand in enumerate(self._hands) if hand.id is not None}
+        held = {(number, hand.num_taken): hand for number, hand in enumerate(self._hands) if hand.ids}
         for (number, _), held_s in self._watch.look(held):
-            thread, id = self._threads[number], self._hands[number].id
-            if id is not None and held_s > self._stall_timeout_s:
-                self._stalled = f"sample id {id}, {self._where(id)}"
+            thread, ids = self._threads[number], self._hands[number].ids
+            if ids and held_s > self._stall_timeout_s:
+                self._stalled = "; ".join(f"sample id {id}, {self._where(id)}" for id in ids)
                 self._stop()
                 raise WorkerStalledError(
                     f"{thread.name} does not go on: {self._stalled} has been in hand for {held_s:.0f} s\n"
@@ -212,7 +213,7 @@ def _work(tasks: SimpleQueue[Task | None], stopping: threading.Event, sample: Sa
         if stopping.is_set():
             task.job.cancelled = True
         task.run(sample, hand.take)
-        hand.id = None
+        hand.ids = []
         del task  # else the last batch's job would live until the next one comes
 
 

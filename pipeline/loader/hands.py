@@ -7,16 +7,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-_TICKET, _ROW, _COLUMNS = 0, 1, 2
+_TICKET, _ROWS, _COLUMNS = 0, 1, 2
 _NOTHING = -1
+# The first row lies above their number, so that one store tells both.
+_COUNT_BITS = 32
 
 
 class InHand(NamedTuple):
-    """A row in the making."""
+    """Rows in the making: one, or some that are made together."""
 
     thread: int
     ticket: int
-    row: int
+    rows: range
 
 
 class Hands:
@@ -40,20 +42,20 @@ class Hands:
         """Those threads have nothing in hand."""
         self._lines[threads.start : threads.stop, _TICKET] = _NOTHING
 
-    def take(self, thread: int, ticket: int, row: int) -> None:
-        """`thread` begins a row."""
+    def take(self, thread: int, ticket: int, row: int, count: int) -> None:
+        """`thread` begins `count` rows from `row` on."""
         line = self._lines[thread]
-        line[_ROW] = row
+        line[_ROWS] = row << _COUNT_BITS | count
         line[_TICKET] = ticket
 
     def drop(self, thread: int) -> None:
-        """`thread` has ended its row."""
+        """`thread` has ended its rows."""
         self._lines[thread, _TICKET] = _NOTHING
 
     def held(self, threads: range) -> list[InHand]:
         """What those threads have in hand."""
         lines = ((thread, *self._lines[thread].tolist()) for thread in threads)
-        return [InHand(thread, ticket, row) for thread, ticket, row in lines if ticket != _NOTHING]
+        return [InHand(thread, ticket, _unpacked(rows)) for thread, ticket, rows in lines if ticket != _NOTHING]
 
     def abandon(self, below: int) -> None:
         """Nobody wants work with a ticket below `below` any more."""
@@ -62,3 +64,8 @@ class Hands:
     def skips(self, ticket: int) -> bool:
         """Whether the work with this ticket was abandoned."""
         return bool(ticket < self._abandoned[0])
+
+
+def _unpacked(rows: int) -> range:
+    first, count = divmod(rows, 1 << _COUNT_BITS)
+    return range(first, first + count)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,26 @@ class SampleFunction(Protocol):
 
     def __call__(self, id: int, draws: NDArray[np.float64], row: NDArray[np.generic]) -> None:
         """Read sample `id` and write it into `row`, a row of a slot, using only `draws` for randomness."""
+
+
+Begin = Callable[[int, int], bool]
+"""Told the first and the number of rows, counted from the task's first, that come next; False: nobody wants them."""
+
+
+@runtime_checkable
+class ManySamplesFunction(SampleFunction, Protocol):
+    """A `SampleFunction` that can make samples together in less time than one by one."""
+
+    most_rows: int
+    """So many at a time, at most; 1: it makes no use of that."""
+
+    def many(
+        self, ids: Sequence[int], draws: NDArray[np.float64], rows: NDArray[np.generic], begin: Begin
+    ) -> Iterator[int]:
+        """Write samples `ids` into `rows`, in order; yields how many more are made, whenever some are.
+
+        Asks `begin` first, each time. What it raises is the failure of the first row that is not made.
+        """
 
 
 class Job:
@@ -81,26 +101,63 @@ class Task(NamedTuple):
         self.job.cancelled = True
         self.job.finish_task()
 
-    def run(self, sample: SampleFunction, begin: Callable[[int], None] | None = None) -> None:
+    def run(self, sample: SampleFunction, take: Callable[[list[int]], None] | None = None) -> None:
         """Make the rows up to the first that fails; its error is kept for the consumer, who meets it in order.
 
-        Other tasks of the batch go on: which error the consumer sees must not depend on who was faster. `begin` is told
-        every sample's id before it is made.
+        Other tasks of the batch go on: which error the consumer sees must not depend on who was faster. `take` is told
+        the ids of the samples that are made next, mostly one.
         """
-        job = self.job
-        row = self.start
+        job, start, stop = self
+        ids = job.ids[start:stop]
+
+        def begin(first: int, count: int) -> bool:
+            if job.cancelled:
+                return False
+            if take is not None:
+                take(ids[first : first + count])
+            return True
+
         try:
-            while row < self.stop and not job.cancelled:
-                if begin is not None:
-                    begin(job.ids[row])
-                sample(job.ids[row], job.plan.draws[row], job.rows[row])
-                row += 1
-        except BaseException as error:  # whatever it is, it belongs to the loop, not to this thread
-            job.failures.append((row, error))
+            made, error = make_rows(sample, ids, job.plan.draws[start:stop], job.rows[start:stop], begin)
+            if error is not None:
+                job.failures.append((start + made, error))
+            del error  # this frame must not hold it, and through its traceback the loader, when the consumer has it
         finally:
             job.finish_task()
 
 
-def rows_per_task(num_rows: int, num_threads: int, *, tasks_per_thread: int) -> int:
-    """Rows for about so many tasks a thread, but at most eight: one slow image should not hold up many others."""
-    return max(1, min(8, -(-num_rows // (tasks_per_thread * num_threads))))
+def make_rows(
+    sample: SampleFunction, ids: list[int], draws: NDArray[np.float64], rows: NDArray[np.generic], begin: Begin
+) -> tuple[int, BaseException | None]:
+    """How many rows were made, in order, and why the next was not; None where nobody wanted it."""
+    made = 0
+    try:
+        if isinstance(sample, ManySamplesFunction):
+            steps = sample.many(ids, draws, rows, begin)
+        else:
+            steps = _one_by_one(sample, ids, draws, rows, begin)
+        for count in steps:
+            made += count
+    except BaseException as error:  # whatever it is, it belongs to the loop, not to this thread
+        return made, error
+    return made, None
+
+
+def _one_by_one(
+    sample: SampleFunction, ids: Sequence[int], draws: NDArray[np.float64], rows: NDArray[np.generic], begin: Begin
+) -> Iterator[int]:
+    for row, id in enumerate(ids):
+        if not begin(row, 1):
+            return
+        sample(id, draws[row], rows[row])
+        yield 1
+
+
+def most_rows_per_task(sample: SampleFunction) -> int:
+    """Eight, for one slow image should not hold up many others; but as many as `sample` can make together."""
+    return max(8, sample.most_rows) if isinstance(sample, ManySamplesFunction) else 8
+
+
+def rows_per_task(num_rows: int, num_threads: int, *, tasks_per_thread: int, most: int) -> int:
+    """Rows for about so many tasks a thread, but at most `most`."""
+    return max(1, min(most, -(-num_rows // (tasks_per_thread * num_threads))))

@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from pipeline.loader.dispatch import Crew, Dispatcher, Inbox, RingFile
 from pipeline.loader.hands import Hands
-from pipeline.loader.job import Job, SampleFunction, rows_per_task
+from pipeline.loader.job import Job, SampleFunction, most_rows_per_task, rows_per_task
 from pipeline.loader.slots import SlotMemory
 from pipeline.loader.wire import Hello, Ring
 from pipeline.loader.worker_process import Launch
@@ -71,6 +71,7 @@ class ProcessExecutor:
         self.num_workers = num_workers
         self.in_flight = in_flight
         self._lanes = num_workers * threads_per_worker
+        self._most_rows = most_rows_per_task(sample)
         self._pid = os.getpid()
         self._fds: list[int] = []
         stored = arena.store((sample, stats))
@@ -116,11 +117,11 @@ class ProcessExecutor:
         return slot
 
     def submit(self, job: Job) -> None:
-        """Queue the batch in about two tasks a thread, of at most eight samples."""
+        """Queue the batch in about two tasks a thread."""
         self.check()
         assert self._ring_file is not None, "a job came before its slots"
         # Two messages for every task: half as many as threads have took 3 % less of the machine.
-        tasks = job.split(rows_per_task(len(job.ids), self._lanes, tasks_per_thread=2))
+        tasks = job.split(rows_per_task(len(job.ids), self._lanes, tasks_per_thread=2, most=self._most_rows))
         self._inbox.tasks.extend((self._ring_file, task) for task in tasks)
         self._inbox.wake()
         if self._inbox.closing.is_set():  # it may have emptied the inbox before these came

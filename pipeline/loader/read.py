@@ -6,8 +6,8 @@ Worker processes import this file and not what builds it: every module is memory
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,9 @@ class TimedRead:
 
     def __call__(self, id: int) -> Sample:
         """Read sample `id`."""
-        began = time.perf_counter()
+        began = perf_counter()
         sample = self._read(id)
-        self._stats.clock.add("read", time.perf_counter() - began)
+        self._stats.clock.add("read", perf_counter() - began)
         return sample
 
 
@@ -86,14 +86,14 @@ class Decoding:
 
     def decode(self, id: int, data: bytes) -> NDArray[np.uint8]:
         """Decode `data`, sample `id`; counted as the stage `decode` where there are stats."""
-        began = time.perf_counter()
+        began = perf_counter()
         try:
             pixels = shrink_to(decode(data, inspect(data), self._scratch()), self._max_side)
         except ValueError as error:
             error.add_note(f"stage decode, sample id {id}, {self._where(id)}")
             raise
         if self._stats is not None:
-            self._stats.clock.add("decode", time.perf_counter() - began)
+            self._stats.clock.add("decode", perf_counter() - began)
         return pixels
 
     def _scratch(self) -> Scratch:

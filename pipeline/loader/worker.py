@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.loader.hands import Hands
-from pipeline.loader.job import SampleFunction
+from pipeline.loader.job import SampleFunction, make_rows
 from pipeline.loader.sample import MakeSample  # noqa: F401  # import decoders while the loader is still at work
 from pipeline.loader.wire import Connection, Done, Failure, Hello, Ready, Ring, Unable, Work
 from pipeline.main_script import import_main_script
@@ -143,19 +143,19 @@ class _Worker:
 
 
 def _make_rows(slots: Slots, work: Work, sample: SampleFunction, hands: Hands, hand: int) -> tuple[int, Failure | None]:
-    """How many rows were made, in order, and why the next was not; None where nobody wanted it."""
-    rows = slots.rows(work.slot, work.row, len(work.ids))
-    row = 0
+    """`make_rows`, its error as a message can have it."""
+
+    def begin(first: int, count: int) -> bool:
+        if hands.skips(work.ticket):
+            return False
+        hands.take(hand, work.ticket, work.row + first, count)
+        return True
+
     try:
-        while row < len(work.ids) and not hands.skips(work.ticket):
-            hands.take(hand, work.ticket, work.row + row)
-            sample(work.ids[row], work.draws[row], rows[row])
-            row += 1
-    except BaseException as error:
-        return row, _portable(error)._replace(row=work.row + row)
+        made, error = make_rows(sample, work.ids, work.draws, slots.rows(work.slot, work.row, len(work.ids)), begin)
+        return made, None if error is None else _portable(error)._replace(row=work.row + made)
     finally:
         hands.drop(hand)
-    return row, None
 
 
 def _portable(error: BaseException) -> Failure:

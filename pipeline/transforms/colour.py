@@ -94,7 +94,7 @@ def _on_grid(matrices: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 class WorkerColour:
-    """Applies a `ColourJitter` to one sample in a worker: clamped, normalised float32 written into a batch's row."""
+    """Applies a `ColourJitter` to samples in a worker: clamped, normalised float32 written into a batch's rows."""
 
     def __init__(self, jitter: ColourJitter, size: int, memory_format: str) -> None:
         self._jitter = jitter
@@ -106,13 +106,19 @@ class WorkerColour:
         self,
         pixels: NDArray[np.uint8],
         draws: NDArray[np.float64],
-        row: NDArray[np.float32],
+        rows: NDArray[np.float32],
         scratch: Scratch,
     ) -> None:
-        """Colour `pixels`, uint8 (H, W, 3), by the sample's `draws` into `row`, float32 of the memory format."""
+        """Colour `pixels`, uint8 (n, H, W, 3), by each sample's `draws` into n `rows`, float32 of the memory format."""
+        for image, matrix, row in zip(pixels, self._jitter.matrices(draws), rows, strict=True):
+            self._colour(image, matrix, row, scratch)
+
+    def _colour(
+        self, pixels: NDArray[np.uint8], matrix: NDArray[np.float32], row: NDArray[np.float32], scratch: Scratch
+    ) -> None:
         floats = scratch.floats("floats", pixels.shape) if self._planes else row
         np.copyto(floats, pixels)
-        written = cv2.transform(floats, self._jitter.matrices(draws[None])[0], dst=floats)
+        written = cv2.transform(floats, matrix, dst=floats)
         assert np.may_share_memory(written, floats), "OpenCV did not write into the buffer that it was given"
         values = floats.reshape(len(floats), -1)
         np.maximum(values, self._lower, out=values)

@@ -16,6 +16,9 @@ from pipeline.decode import DENOMINATORS
 
 _NUM_TRIES = 10
 
+# From a half; a side's error is some 1e-15 of it, far less than the rest.
+_SURE_ROUNDING = 0.5 - 1e-6
+
 RANDOM_CROP_DRAWS = 2 * _NUM_TRIES + 2
 """Draws of `random_resized_crop`: area and shape of each of ten tries, then top and left of the one that fits."""
 
@@ -51,6 +54,34 @@ def random_resized_crop(
             left = int(draws[-1] * (width - crop_width + 1))
             return Box(top, left, crop_height, crop_width)
     return _largest_centred(height, width, ratio)
+
+
+def random_resized_crops(
+    heights: NDArray[np.int64],
+    widths: NDArray[np.int64],
+    draws: NDArray[np.float64],
+    *,
+    scale: Sequence[float],
+    ratio: Sequence[float],
+) -> NDArray[np.int64]:
+    """What `random_resized_crop` gives for each of n images, from rows of draws: (n, 4), a row a `Box`."""
+    sides = np.array([heights, widths])
+    area = sides[0] * sides[1]
+    crop_area = scale[0] * area + (scale[1] - scale[0]) * area * draws[:, 0]
+    low_shape = math.log(ratio[0])
+    shape = np.exp(low_shape + (math.log(ratio[1]) - low_shape) * draws[:, 1])
+    exact = np.sqrt([crop_area / shape, crop_area * shape])
+    crop = np.rint(exact)
+    corners = draws[:, RANDOM_CROP_DRAWS - 2 : RANDOM_CROP_DRAWS].T * (sides - crop + 1)
+    boxes: NDArray[np.int64] = np.concatenate([corners, crop]).astype(np.int64).T
+    # NumPy's exp and math's may differ in the last bit: where that could decide the rounding, only one may be asked.
+    sure = (np.abs(exact - crop) < _SURE_ROUNDING) & (crop > 0) & (crop <= sides)
+    for row in np.flatnonzero(~sure.all(axis=0)).tolist():
+        height, width = sides[:, row].tolist()
+        boxes[row] = random_resized_crop(
+            height, width, draws[row, :RANDOM_CROP_DRAWS].tolist(), scale=scale, ratio=ratio
+        )
+    return boxes
 
 
 def _largest_centred(height: int, width: int, ratio: Sequence[float]) -> Box:

@@ -23,14 +23,17 @@ class Normaliser:
         self._tables = [np.ascontiguousarray(self._table[:, 0, channel]) for channel in range(3)]
         self._planes = memory_format == "contiguous"
 
-    def __call__(self, pixels: NDArray[np.uint8], row: NDArray[np.float32], scratch: Scratch) -> None:
-        """Normalise `pixels`, uint8 (H, W, 3), into `row`."""
+    def __call__(self, pixels: NDArray[np.uint8], rows: NDArray[np.float32], scratch: Scratch) -> None:
+        """Normalise `pixels`, uint8 (n, H, W, 3), into n `rows`."""
+        n, height, width, _ = pixels.shape
+        pixels = pixels.reshape(n * height, width, 3)
         if not self._planes:
-            written = cv2.LUT(pixels, self._table, dst=row)
-            assert np.may_share_memory(written, row), "OpenCV did not write into the row that it was given"
+            written = cv2.LUT(pixels, self._table, dst=rows.reshape(pixels.shape))
+            assert np.may_share_memory(written, rows), "OpenCV did not write into the rows that it was given"
             return
-        plane = scratch.pixels("plane", pixels.shape[:2])
+        plane = scratch.pixels("plane", (n * height, width))
+        planes = rows.reshape(n, 3, height * width)
         for channel, table in enumerate(self._tables):
             cv2.extractChannel(pixels, channel, dst=plane)
-            written = cv2.LUT(plane, table, dst=row[channel])
-            assert np.may_share_memory(written, row), "OpenCV did not write into the row that it was given"
+            written = cv2.LUT(plane.reshape(n, height * width), table, dst=planes[:, channel])
+            assert np.may_share_memory(written, rows), "OpenCV did not write into the rows that it was given"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -21,10 +22,16 @@ from pipeline.transforms.geometry import (
     denominator_for,
     limit_side,
     random_resized_crop,
+    random_resized_crops,
     scaled_down,
 )
 from pipeline.transforms.normalise import Normaliser
-from pipeline.transforms.resize import resize_exact, resize_fast
+from pipeline.transforms.resize import resize_crops_fast, resize_exact, resize_fast
+
+# Images and rows up to this side are made many at a time: a call by itself takes as long as their pixels do. So many
+# at a time, for what they are made in stays in the processor's cache then, and more would save nothing more.
+_TINY_SIDE = 64
+_TINY_ROWS = 64
 
 
 def shrink_to(pixels: NDArray[np.uint8], max_side: int | None) -> NDArray[np.uint8]:
@@ -41,6 +48,16 @@ def _reduced(pixels: NDArray[np.uint8], whole: Box, shape: tuple[int, int]) -> N
     out = np.empty((*shape, 3), np.uint8)
     resize_exact(pixels, whole, out)
     return out
+
+
+def _mirror(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
+    """Exchange left and right of those `rows` of `images` (n, h, w, 3)."""
+    if len(rows):
+        mirrored = images[rows]
+        lines = mirrored.reshape(-1, *images.shape[2:])  # those of all of them, for one call
+        written = cv2.flip(lines, 1, dst=lines)
+        assert np.may_share_memory(written, mirrored), "OpenCV did not flip in place"
+        images[rows] = mirrored
 
 
 def flip_column(options: Transforms) -> int | None:
@@ -95,6 +112,9 @@ class SampleTransform:
         self.row_dtype = np.dtype(np.float32 if normalise else np.uint8)
         self._normaliser = Normaliser(options.mean, options.std, memory_format) if normalise else None
         self._colour = WorkerColour(jitter, size, memory_format) if normalise and jitter.num_draws else None
+        takes_tiny = size <= _TINY_SIDE
+        self.most_rows = _TINY_ROWS if takes_tiny else 1
+        self._most_side = min(_TINY_SIDE, options.max_side or _TINY_SIDE) if takes_tiny else 0
 
     def __call__(
         self,
@@ -123,9 +143,38 @@ class SampleTransform:
             if clock is not None:
                 clock.add("decode", decoded - started)
             started = decoded
-        self._make_row(pixels, plan, draws, out, scratch)
+        resized = self._room(out[None], scratch)
+        self._crop_and_resize(pixels, plan, resized[0], scratch)
+        self._finish(resized, draws[None], out[None], scratch)
         if clock is not None:
             clock.add("transform", perf_counter() - started)
+
+    def takes(self, sample: bytes | NDArray[np.uint8]) -> bool:
+        """Whether `sample` can be one of `many`."""
+        return isinstance(sample, np.ndarray) and sample.ndim == 3 and max(sample.shape) <= self._most_side
+
+    def many(
+        self,
+        samples: Sequence[NDArray[np.uint8]],
+        draws: NDArray[np.float64],
+        out: NDArray[Any],
+        scratch: Scratch,
+        clock: StageClock | None = None,
+    ) -> None:
+        """Write the rows of up to `most_rows` samples that it `takes`: the bytes that each by itself would have."""
+        started = perf_counter()
+        resized = self._room(out, scratch)
+        if self._augment and self._fast:
+            heights, widths = np.array([sample.shape[:2] for sample in samples]).T
+            boxes = random_resized_crops(heights, widths, draws, scale=self._options.scale, ratio=self._options.ratio)
+            resize_crops_fast(samples, boxes, resized, scratch)
+        else:
+            for pixels, own_draws, row in zip(samples, draws, resized, strict=True):
+                plan = self._plan(ImageInfo(pixels.shape[0], pixels.shape[1]), own_draws, scaled=False)
+                self._crop_and_resize(pixels, plan, row, scratch)
+        self._finish(resized, draws, out, scratch)
+        if clock is not None:
+            clock.add("transform", perf_counter() - started, len(samples))
 
     def _plan(self, info: ImageInfo, draws: NDArray[np.float64], *, scaled: bool) -> _Plan:
         """What to decode and what to cut of an image; at a smaller scale where `scaled` allows it."""
@@ -143,30 +192,29 @@ class SampleTransform:
         denominator = denominator_for(box, options.size, options.size) if scaled else 1
         return _Plan(denominator, whole, None, scaled_down(box, denominator, info.corner(denominator)))
 
-    def _make_row(
-        self,
-        pixels: NDArray[np.uint8],
-        plan: _Plan,
-        draws: NDArray[np.float64],
-        out: NDArray[Any],
-        scratch: Scratch,
+    def _room(self, out: NDArray[Any], scratch: Scratch) -> NDArray[np.uint8]:
+        """Where the resized pixels of rows `out` go: there, where nothing is left to do to them but to flip them."""
+        return out if self._normaliser is None else scratch.pixels("resized", (len(out), *self._resized_shape))
+
+    def _crop_and_resize(
+        self, pixels: NDArray[np.uint8], plan: _Plan, resized: NDArray[np.uint8], scratch: Scratch
     ) -> None:
         if plan.reduced is not None:
             pixels = _reduced(pixels, plan.whole, plan.reduced)
         # A training crop ends at its edge, as if cut out first; evaluation resizes first and sees around its crop.
         view, box = cut(pixels, plan.box) if self._augment else (pixels, plan.box)
-        resized = out if self._normaliser is None else scratch.pixels("resized", self._resized_shape)
-        self._resize(view, box, resized, scratch)
-        if self._flip_column is not None and draws[self._flip_column] < self._options.flip:
-            flipped = cv2.flip(resized, 1, dst=resized)
-            assert np.may_share_memory(flipped, resized), "OpenCV did not flip in place"
+        if self._fast:
+            resize_fast(view, box, resized, scratch)
+        else:
+            resize_exact(view, box, resized)
+
+    def _finish(
+        self, resized: NDArray[np.uint8], draws: NDArray[np.float64], out: NDArray[Any], scratch: Scratch
+    ) -> None:
+        """Flip, colour and normalise n rows."""
+        if self._flip_column is not None:
+            _mirror(resized, np.flatnonzero(draws[:, self._flip_column] < self._options.flip))
         if self._colour is not None:
             self._colour(resized, draws, out, scratch)
         elif self._normaliser is not None:
             self._normaliser(resized, out, scratch)
-
-    def _resize(self, image: NDArray[np.uint8], box: Box, out: NDArray[np.uint8], scratch: Scratch) -> None:
-        if self._fast:
-            resize_fast(image, box, out, scratch)
-        else:
-            resize_exact(image, box, out)
