@@ -9,25 +9,19 @@ import gc
 import json
 import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import psutil
 import torch
 from fakes import jpeg_bytes, photo
 from samples import OnePicture
+from watching import own_pss_bytes
 
 from pipeline.build import assemble
 from pipeline.config import Data, Loader, PipelineConfig, SamplerName, Transforms
 from pipeline.loader.slots import max_slots
 
 SIZE, BATCH_SIZE, PREFETCH = 16, 256, 2
-
-
-def own_pss_bytes(pid: int) -> int:
-    """Proportional size without files: a library's share changes when anybody else on the machine maps it."""
-    rows = (row.split() for row in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines())
-    return 1024 * sum(int(row[1]) for row in rows if row[0] in ("Pss_Anon:", "Pss_Shmem:"))
 
 
 def main(count: int) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -288,6 +288,26 @@ class OnePicture(FileSource):
     def read(self, id: int) -> bytes:
         assert self.paths[id].endswith(f"{id:09d}.jpg")
         return self._data
+
+
+class LoggedFiles(FileSource):
+    """Files; the number of each one that is opened goes to `log`, whichever process opens it."""
+
+    def __init__(
+        self, paths: Sequence[str | os.PathLike[str]], labels: Any, log: Path, *, takes_s: float = 0.0
+    ) -> None:
+        super().__init__(paths, labels)
+        self._log = log
+        self._takes_s = takes_s
+
+    def read(self, id: int) -> bytes:
+        fd = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
+            os.write(fd, b"%d\n" % id)
+        finally:
+            os.close(fd)
+        time.sleep(self._takes_s)
+        return super().read(id)
 
 
 @dataclass

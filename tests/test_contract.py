@@ -34,6 +34,7 @@ LOADERS = {
     "threads": api(num_workers=3, prefetch_factor=4),
     "lru cache": api(cache_size=5),
     "pinned cache": api(cache_size=5, cache_policy="pinned"),
+    "valued cache": api(cache_size=6, cache_policy="valued"),
     "encoded cache": api(cache_size=100, store="encoded"),
     "decoded cache": api(cache_size=100, store="decoded"),
     "prefetch on the cpu": api(prefetch_device="cpu"),
@@ -46,6 +47,8 @@ LOADERS = {
     "processes of two threads": processes(num_workers=2, threads_per_worker=2),
     "lru cache in a process": processes(cache_size=5),
     "pinned cache in processes": processes(num_workers=2, cache_size=6, cache_policy="pinned"),
+    "lru cache in processes": processes(num_workers=3, cache_size=6),
+    "valued cache in processes": processes(num_workers=2, cache_size=6, cache_policy="valued"),
     "encoded cache in a process": processes(cache_size=100, store="encoded"),
     "decoded cache in a process": processes(cache_size=100, store="decoded"),
     "prefetch on the cpu over a process": processes(prefetch_device="cpu"),
@@ -92,6 +95,13 @@ def test_scheduling_never_changes_a_byte(jpegs: list[Path], tmp_path: Path, monk
         {"backend": "processes", "num_workers": 3, "threads_per_worker": 2, "prefetch_factor": 5},
         {"backend": "processes", "cache_size": 3},
         {"backend": "processes", "cache_size": 30, "cache_policy": "pinned", "store": "decoded"},
+        *(
+            {"backend": backend, "num_workers": 2, "cache_size": 9, "cache_policy": policy, "store": store}
+            for backend in ("threads", "processes")
+            for policy in ("lru", "pinned", "valued")
+            for store in ("auto", "encoded", "decoded")
+        ),
+        {"backend": "processes", "num_workers": 2, "cache_size": 9, "preload": "pack"},
         {"backend": "processes", "preload": "ram"},
         {"backend": "processes", "preload": "ram", "store": "encoded"},
         {"backend": "processes", "prefetch_device": "cpu"},
@@ -107,6 +117,7 @@ CACHES: list[dict[str, Any]] = [
     {"cache_size": 5},
     {"cache_size": 12, "cache_policy": "pinned", "store": "encoded"},
     {"cache_size": 30, "store": "decoded"},
+    {"cache_size": 8, "cache_policy": "valued"},
     {"preload": "ram"},
 ]
 
@@ -211,8 +222,21 @@ def test_wrapping_a_loader_changes_no_byte(jpegs: list[Path]) -> None:
         assert wrapped.batch_size == BATCH_SIZE
 
 
-def test_augmentation_differs_between_epochs_from_a_cache_too(jpegs: list[Path]) -> None:
-    with api(cache_size=100, store="decoded")(jpegs, list(range(len(jpegs)))) as loader:
+@pytest.mark.parametrize("backend", ["threads", "processes"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cache_size": 100, "store": "decoded"},
+        {"cache_size": 100, "cache_policy": "pinned"},
+        {"cache_size": 100, "cache_policy": "valued"},
+        {"preload": "ram"},
+    ],
+    ids=["lru", "pinned", "valued", "ram"],
+)
+def test_augmentation_differs_between_epochs_from_a_cache_too(
+    options: dict[str, Any], backend: str, jpegs: list[Path]
+) -> None:
+    with api(backend=backend, **options)(jpegs, list(range(len(jpegs)))) as loader:
         epochs = [
             {id: image for batch in loader for id, image in zip(batch.ids.tolist(), batch[0], strict=True)}
             for _ in "12"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import random
 import re
 import signal
 import threading
@@ -36,6 +35,7 @@ from watching import (
     GONE_S,
     SOAK,
     Fifo,
+    Killer,
     Watch,
     children,
     run_aside,
@@ -54,30 +54,6 @@ CRASHES = {
     "abort": (aborts, "SIGABRT"),
     "exit": (exits, "exit code 3"),
 }
-
-
-class Killer:
-    """Kills workers of this process at random moments, so many times."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        self.remaining = count
-        self._random = random.Random(seed)
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        while self.remaining and not self._stopping.wait(self._random.uniform(0, 0.3)):
-            pids = sorted(workers_of(os.getpid()))
-            if pids and send_signal(self._random.choice(pids), signal.SIGKILL):
-                self.remaining -= 1
-
-    def __enter__(self) -> Killer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stopping.set()
-        self._thread.join()
 
 
 @pytest.mark.soak

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import select
 import signal
 import subprocess
@@ -87,6 +88,12 @@ def shared_descriptors() -> list[str]:
     return sorted(found)
 
 
+def own_pss_bytes(pid: int) -> int:
+    """Proportional size without files: a library's share changes when anybody else on the machine maps it."""
+    rows = (row.split() for row in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines())
+    return 1024 * sum(int(row[1]) for row in rows if row[0] in ("Pss_Anon:", "Pss_Shmem:"))
+
+
 def send_signal(pid: int, number: signal.Signals) -> bool:
     """Signal a worker of this process; False if it has ended. Its number cannot have become somebody else's."""
     try:
@@ -102,6 +109,30 @@ def send_signal(pid: int, number: signal.Signals) -> bool:
     finally:
         os.close(fd)
     return True
+
+
+class Killer:
+    """Kills workers of this process at random moments, so many times."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.remaining = count
+        self._random = random.Random(seed)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while self.remaining and not self._stopping.wait(self._random.uniform(0, 0.3)):
+            pids = sorted(workers_of(os.getpid()))
+            if pids and send_signal(self._random.choice(pids), signal.SIGKILL):
+                self.remaining -= 1
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stopping.set()
+        self._thread.join()
 
 
 class Watch:

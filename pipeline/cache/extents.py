@@ -1,19 +1,22 @@
 """Where the next sample of a store is put, and what has to go for it.
 
 Both ways are called by one thread of one process at a time, which holds the store's claim. A process that is killed in
-between leaves the table right: what it had counted and not used is counted anew when something is evicted.
+between leaves no sample wrong, only counts and pages, which the next to come mends.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+from bisect import insort
 from collections import deque
+from operator import itemgetter
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pipeline.cache.table import PAGE_BYTES, Field, Table, whole_pages
+from pipeline.cache.table import PAGE_BYTES, Field, Table, start_of, whole_pages
 
 ALIGNMENT = 64
 _MIN_VICTIMS = 32
@@ -36,13 +39,10 @@ class Extents(Protocol):
         """Bytes of the budget that a sample of `size_bytes` takes."""
 
     def reserve(self, request: Request) -> int | None:
-        """The place where the sample may be put; None if there is no room."""
+        """Where the sample may be put, counted from the data's start; None if there is no room."""
 
     def release(self, id: int) -> None:
         """Let sample `id` go, if it is there. RuntimeError where none ever goes."""
-
-    def start(self, place: int) -> int:
-        """Where a place begins in the data."""
 
 
 class HasDescriptor(Protocol):
@@ -77,15 +77,12 @@ class Appended:
         header[Field.head] = start + size_bytes
         header[Field.kept_bytes] += size_bytes
         header[Field.kept_images] += 1
+        header[Field.places] += 1
         return start
 
     def release(self, id: int) -> None:
         """None ever goes."""
         raise RuntimeError(f"a pinned store keeps sample {id} for good")
-
-    def start(self, place: int) -> int:
-        """The place itself."""
-        return place
 
 
 class Replaced:
@@ -111,57 +108,78 @@ class Replaced:
     def reserve(self, request: Request) -> int | None:
         """Pages for the sample, once as many others as must have gone, lowest ranks first and only lower ones."""
         header, size_bytes = self._header, self.footprint(request.size_bytes)
-        if size_bytes > self._table.settings.max_bytes:
+        if size_bytes > self._table.settings.max_bytes or header[Field.max_images] == 0:
             return None
-        freed = self._make_room(size_bytes, request.rank)
-        start = None if freed is None else self._run_of_pages(size_bytes, freed)
-        if start is None:
-            return None
-        self._table.pages[start // PAGE_BYTES :][: size_bytes // PAGE_BYTES] = request.id + 1
-        header[Field.kept_bytes] += size_bytes
-        header[Field.kept_images] += 1
-        header[Field.places] += 1
-        return start + int(header[Field.places]) % (PAGE_BYTES - 1)
+        if header[Field.is_changing]:
+            self._mend()
+        header[Field.is_changing] = 1
+        freed: list[tuple[int, int]] = []
+        start = self._find_place(size_bytes, freed)
+        if start is None and self._is_worth_it(size_bytes, request.rank):
+            start = self._make_place(size_bytes, request.rank, freed)
+        self._give_back(freed)
+        if start is not None:
+            if self._victims and request.rank < self._victims[-1][1]:
+                insort(self._victims, (request.id, request.rank), key=itemgetter(1))
+            self._table.pages[start // PAGE_BYTES :][: size_bytes // PAGE_BYTES] = request.id + 1
+            header[Field.kept_bytes] += size_bytes
+            header[Field.kept_images] += 1
+            header[Field.places] += 1
+        header[Field.is_changing] = 0
+        return start
 
     def release(self, id: int) -> None:
         """Give its pages back to the system."""
         if self._table.words[id] > 0:
             self._give_back([self._evict(id)])
 
-    def start(self, place: int) -> int:
-        """The page that the place is on."""
-        return place - place % PAGE_BYTES
-
-    def _make_room(self, size_bytes: int, rank: float) -> list[tuple[int, int]] | None:
-        """Start and size of what was evicted, its memory not yet given back; None if there is no room even so."""
+    def _is_worth_it(self, size_bytes: int, rank: float) -> bool:
+        """Whether all that would have to go is of lower rank, as far as victims are listed."""
+        self._next_victim()  # lists them, if there are none
         table, header = self._table, self._header
-        freed: list[tuple[int, int]] = []
-        while (
-            header[Field.kept_bytes] + size_bytes > table.settings.max_bytes
-            or header[Field.kept_images] >= header[Field.max_images]
-        ):
-            victim = self._next_victim()
-            if victim is None or table.ranks[victim] >= rank:
-                table.threshold[0] = rank if victim is None else table.ranks[victim]
-                self._give_back(freed)
-                return None
-            self._victims.popleft()
-            freed.append(self._evict(victim))
-            header[Field.evictions] += 1
-        return freed
+        missing_bytes = int(header[Field.kept_bytes]) + size_bytes - table.settings.max_bytes
+        missing_images = int(header[Field.kept_images]) + 1 - int(header[Field.max_images])
+        for id, listed_rank in self._victims:
+            if missing_bytes <= 0 and missing_images <= 0:
+                return True
+            if table.words[id] <= 0 or table.ranks[id] != listed_rank:
+                continue
+            if listed_rank >= rank:
+                table.threshold[0] = listed_rank
+                return False
+            missing_bytes -= self.footprint(size_of(int(table.forms[id])))
+            missing_images -= 1
+        return True
 
-    def _run_of_pages(self, size_bytes: int, freed: list[tuple[int, int]]) -> int | None:
-        """Where `size_bytes` are free: in what was just `freed`, or anywhere. All others of these are given back."""
+    def _make_place(self, size_bytes: int, rank: float, freed: list[tuple[int, int]]) -> int | None:
+        """Evict until there is a place. `freed` gets start and size of what went; its memory is not yet given back."""
+        while True:
+            victim = self._next_victim()
+            if victim is not None:
+                if self._table.ranks[victim] >= rank:
+                    self._table.threshold[0] = self._table.ranks[victim]
+                    return None
+                self._victims.popleft()
+                freed.append(self._evict(victim))
+                self._header[Field.evictions] += 1
+            start = self._find_place(size_bytes, freed)
+            if start is not None or victim is None:  # all the rest is being written, or its writers are dead
+                return start
+
+    def _find_place(self, size_bytes: int, freed: list[tuple[int, int]]) -> int | None:
+        """Free pages in a row, if the budget has room for them: of what was just `freed`, or any."""
+        header = self._header
+        has_bytes = header[Field.kept_bytes] + size_bytes <= self._table.settings.max_bytes
+        if not has_bytes or header[Field.kept_images] >= header[Field.max_images]:
+            return None
         for number, (start, freed_bytes) in enumerate(freed):
             if freed_bytes >= size_bytes:
                 freed[number] = start + size_bytes, freed_bytes - size_bytes
-                self._give_back(freed)
                 return start
-        self._give_back(freed)
         page = self._free_run(size_bytes // PAGE_BYTES)
         if page is None:
             return None
-        self._header[Field.head] = page * PAGE_BYTES + size_bytes
+        header[Field.head] = page * PAGE_BYTES + size_bytes
         return page * PAGE_BYTES
 
     def _give_back(self, freed: list[tuple[int, int]]) -> None:
@@ -172,11 +190,24 @@ class Replaced:
     def _evict(self, id: int) -> tuple[int, int]:
         """Let a sample go; start and size of its pages."""
         table, header = self._table, self._header
-        start, size_bytes = self.start(int(table.words[id]) - 1), self.footprint(size_of(int(table.forms[id])))
+        start, size_bytes = start_of(int(table.words[id])), self.footprint(size_of(int(table.forms[id])))
         table.words[id] = 0
         header[Field.kept_bytes] -= size_bytes
         header[Field.kept_images] -= 1
         return start, size_bytes
+
+    def _mend(self) -> None:
+        """Count anew, and give back every page in which no sample lives: somebody died before he did."""
+        table = self._table
+        kept = self._list_victims()
+        starts = np.array([start_of(word) // PAGE_BYTES for word in table.words[kept].tolist()], np.int64)
+        counts = [self.footprint(size_of(form)) // PAGE_BYTES for form in table.forms[kept].tolist()]
+        order = np.argsort(starts)
+        behind = 0
+        for start, count in zip(starts[order].tolist(), np.array(counts, np.int64)[order].tolist(), strict=True):
+            self._give_back([(behind * PAGE_BYTES, (start - behind) * PAGE_BYTES)])
+            behind = start + count
+        self._give_back([(behind * PAGE_BYTES, (self._num_pages - behind) * PAGE_BYTES)])
 
     def _next_victim(self) -> int | None:
         """The sample of lowest rank, still there and not used since it was listed."""
@@ -190,8 +221,8 @@ class Replaced:
             self._list_victims()
         return None
 
-    def _list_victims(self) -> None:
-        """A part of all, so that looking at every sample is seldom; counts anew what is kept."""
+    def _list_victims(self) -> NDArray[np.intp]:
+        """List a part of all, so that looking at every sample is seldom; counts anew what is kept, and returns it."""
         table = self._table
         kept = np.flatnonzero(table.words)
         sizes = [self.footprint(size_of(form)) for form in table.forms[kept].tolist()]
@@ -201,6 +232,7 @@ class Replaced:
         count = min(len(whole), max(_MIN_VICTIMS, len(whole) // _VICTIMS_PART))
         lowest = np.argsort(ranks, kind="stable")[:count]
         self._victims = deque(zip(whole[lowest].tolist(), ranks[lowest].tolist(), strict=True))
+        return kept
 
     def _free_run(self, num_pages: int) -> int | None:
         """The next run of pages, from the head on, in which no sample lives."""
@@ -223,7 +255,7 @@ class Replaced:
             id = owner - 1
             if id < 0 or table.words[id] == 0:
                 continue
-            start = self.start(abs(int(table.words[id])) - 1) // PAGE_BYTES
+            start = start_of(int(table.words[id])) // PAGE_BYTES
             behind: int = start + self.footprint(size_of(int(table.forms[id]))) // PAGE_BYTES
             if start < stop and behind > begin:
                 return behind

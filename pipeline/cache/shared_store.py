@@ -17,7 +17,7 @@ from pipeline.cache.extents import Appended, Extents, Replaced, Request, size_of
 from pipeline.cache.load import Sample
 from pipeline.cache.record_locks import RecordLocks
 from pipeline.cache.settings import Settings
-from pipeline.cache.table import Field, Table, create
+from pipeline.cache.table import Field, Table, create, start_of, word_of
 from pipeline.config.cache import CachePolicy
 from pipeline.shared import Descriptor
 
@@ -70,28 +70,28 @@ class SharedStore:
         if word <= 0:
             return None
         form = int(self._forms[id])
-        start = self._extents.start(word - 1)
-        content = self._readonly[start : start + size_of(form)]
+        content = self._readonly[start_of(word) :][: size_of(form)]
+        sample: Sample = content
         if form > 0:
-            sample: Sample = content.tobytes()
-        else:
-            shape = (-form >> 32, -form & 0xFFFFFFFF, 3)
-            sample = (self._copied(content) if self.settings.evicts else content).reshape(shape)
+            sample = content.tobytes()
+        elif self.settings.evicts:
+            sample = self._copied(content)
         if self.settings.evicts:
             if self._words[id] != word:  # it went meanwhile, and what was copied may be anything
                 return None
             if self._is_lru:
                 self._ranks[id] = time.monotonic()
-        return sample
+        return sample if isinstance(sample, bytes) else sample.reshape(-form >> 32, -form & 0xFFFFFFFF, 3)
 
     def wants(self, id: int) -> bool:
         """Whether `keep` might keep sample `id`; if not, it needs no claim."""
         header = self._table.header
+        if self._words[id] < 0:  # being written, or left by a dead writer: nobody else gives the place back
+            return True
         if self.settings.evicts:
             return bool(self._ranks[id] == 0 or self._ranks[id] > self._table.threshold[0] or self._is_lru)
         room_bytes = self.settings.max_bytes - int(header[Field.head])
-        is_full = header[Field.kept_images] >= header[Field.max_images] or room_bytes < header[Field.smallest_bytes]
-        return not is_full or self._words[id] < 0
+        return bool(header[Field.kept_images] < header[Field.max_images] and room_bytes >= header[Field.smallest_bytes])
 
     def has(self, id: int) -> bool:
         """Whether sample `id` is kept now."""
@@ -116,15 +116,14 @@ class SharedStore:
             return True
         if len(content) == 0:
             return False
-        place = self._place(id, form, time.monotonic() if rank is None else rank)
-        if place is None:
+        start = self._place(id, form, time.monotonic() if rank is None else rank)
+        if start is None:
             return False
-        start = self._extents.start(place)
         self._data[start : start + len(content)] = content
         with self._fence:
             pass  # released and acquired: no processor moves the stores above behind the one below
         with self._fence:
-            self._words[id] = 1 + place
+            self._words[id] = -self._words[id]
         return True
 
     @property
@@ -157,19 +156,19 @@ class SharedStore:
             yield
 
     def _place(self, id: int, form: int, rank: float) -> int | None:
-        """The place where the sample is to be written; its word says so, and that it is not whole yet."""
+        """Where the sample is to be written; its word says so, and that it is not whole yet."""
         with self._hold(_ROOM):
             word = int(self._words[id])
             if word < 0 and self._forms[id] == form:
-                return -word - 1  # whoever had begun to write it is dead
+                return start_of(word)  # whoever had begun to write it is dead
             self._words[id] = 0
-            place = self._extents.reserve(Request(id, size_of(form), rank))
+            start = self._extents.reserve(Request(id, size_of(form), rank))
             if self.settings.evicts:
                 self._ranks[id] = rank
-            if place is not None:
+            if start is not None:
                 self._forms[id] = form
-                self._words[id] = -1 - place
-            return place
+                self._words[id] = -word_of(start, int(self._table.header[Field.places]))
+            return start
 
     def _copied(self, content: NDArray[np.uint8]) -> NDArray[np.uint8]:
         buffer: NDArray[np.uint8] | None = getattr(self._copies, "buffer", None)

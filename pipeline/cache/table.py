@@ -1,7 +1,7 @@
 """The shared memory of a store: what it is, where each sample lies in it, and the samples themselves.
 
     header      4,096 bytes, `Field`s of 8
-    words       8 bytes a sample: 0 nothing, -1 - place: being written there, 1 + place: lies there
+    words       8 bytes a sample: 0 nothing, `word_of(start, ...)`: lies there, minus that: being written there
     forms       8 bytes a sample: > 0 bytes of an encoded image, < 0 -(height << 32 | width) of pixels
     ranks       8 bytes a sample (float64): the lower, the sooner it gives way; only stores that evict write them
     pages       4 bytes a page of the data (int32): 1 + the sample that lay there last; only stores that evict
@@ -9,8 +9,7 @@
 
 Memory is taken page by page when it is first written. Everything but the data and the ranks is written by single
 aligned stores under a claim, so a reader sees a value whole: a sample is there when its word says so, and its word is
-stored last. A place is where the sample starts in the data. In stores that evict it starts on a page, and the place has
-the number of its use, modulo a page, in the bits left over: one that was used again in between is another word.
+stored last.
 """
 
 from __future__ import annotations
@@ -29,6 +28,8 @@ from pipeline.shared import anonymous_file, map_file
 PAGE_BYTES = 4096
 _UNLIMITED = 2**62
 _VERSION = 1
+_START_BITS = 46
+_GENERATIONS = 1 << 16
 
 ROOM_TO_EVICT = 4
 """Addresses that an evicting store has for each byte it keeps: pages given back leave holes, and holes cost nothing."""
@@ -53,7 +54,9 @@ class Field(IntEnum):
     threshold = 11
     """As a float64: the rank up to which a sample last found no room, in a store that goes by value."""
     places = 12
-    """Given out so far, in stores that evict."""
+    """Given out so far."""
+    is_changing = 13
+    """1 while somebody gives out pages: whoever finds it so knows that the one before died over it."""
 
 
 class Table:
@@ -118,6 +121,19 @@ class _Layout(NamedTuple):
         pages = words + 3 * column
         data = pages + (whole_pages(4 * (span // PAGE_BYTES)) if settings.evicts else 0)
         return cls(words, words + column, words + 2 * column, pages, data, data + span)
+
+
+def word_of(start: int, num_places: int) -> int:
+    """The word of a sample that lies at `start`, the `num_places`-th place that was given out.
+
+    Without that number one that left and came back to its place would look as if it had been there all the time.
+    """
+    return 1 + start + (num_places % _GENERATIONS << _START_BITS)
+
+
+def start_of(word: int) -> int:
+    """Where the sample of this word lies or is being written, in bytes from the data's start."""
+    return (abs(word) - 1) % (1 << _START_BITS)
 
 
 def whole_pages(size_bytes: int) -> int:
