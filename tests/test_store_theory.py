@@ -227,5 +227,8 @@ def test_of_a_file_and_its_pixels_the_one_that_saves_more_a_byte_is_kept() -> No
         load = ValuedLoad(read, decode, store, Stats())
         for id in (0, 1):
             np.testing.assert_array_equal(load(id), np.full((8, 8, 3), id, np.uint8))
-        assert load(0) == bytes(100), "a file half as large saves the same reading"
-        np.testing.assert_array_equal(load(1), np.full((8, 8, 3), 1, np.uint8))
+        assert store.find(0) == bytes(100), "a file half as large saves the same reading"
+        assert isinstance(store.find(1), np.ndarray), "its pixels save its decoding too"
+        np.testing.assert_array_equal(load(0), np.zeros((8, 8, 3), np.uint8))
+        assert isinstance(store.find(0), np.ndarray), "while there is room, a file that is used becomes its pixels"
+
