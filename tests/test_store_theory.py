@@ -231,4 +231,3 @@ def test_of_a_file_and_its_pixels_the_one_that_saves_more_a_byte_is_kept() -> No
         assert isinstance(store.find(1), np.ndarray), "its pixels save its decoding too"
         np.testing.assert_array_equal(load(0), np.zeros((8, 8, 3), np.uint8))
         assert isinstance(store.find(0), np.ndarray), "while there is room, a file that is used becomes its pixels"
-
