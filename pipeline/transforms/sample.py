@@ -52,11 +52,13 @@ def _reduced(pixels: NDArray[np.uint8], whole: Box, shape: tuple[int, int]) -> N
 
 def _mirror(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
     """Exchange left and right of those `rows` of `images` (n, h, w, 3)."""
-    if len(rows):
-        mirrored = images[rows]
-        lines = mirrored.reshape(-1, *images.shape[2:])  # those of all of them, for one call
-        written = cv2.flip(lines, 1, dst=lines)
-        assert np.may_share_memory(written, mirrored), "OpenCV did not flip in place"
+    if len(rows) == 0:
+        return
+    mirrored = images if len(images) == 1 else images[rows]
+    lines = mirrored.reshape(-1, *images.shape[2:])  # those of all of them, for one call
+    written = cv2.flip(lines, 1, dst=lines)
+    assert np.may_share_memory(written, mirrored), "OpenCV did not flip in place"
+    if mirrored is not images:
         images[rows] = mirrored
 
 
