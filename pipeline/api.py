@@ -128,7 +128,8 @@ def create_dataloader(
         quarantine: used by those others; only None.
         max_restarts: how often dead worker processes are replaced.
         stall_timeout_s: seconds after which a sample that does not come raises.
-        cache_policy: "lru", or "pinned": the first images to come stay, which suits shuffled epochs better.
+        cache_policy: "lru"; "pinned": the first images to come stay, which suits shuffled epochs better; or "valued":
+            those that save most time a byte.
         store: keep files' bytes ("encoded"), pixels ("decoded"), or pixels if they fit ("auto").
         decode: "full", or "scaled": decode at 1/2, 1/4 or 1/8 where the crop allows; changes pixels.
         resize: "fast" or "exact"; None: fast when augmenting, else exact.
