@@ -60,9 +60,12 @@ def shared_store(
             raise
         return fd
 
-    file = share_file("" if rank is None else name(), make, rank, limit_s=RANK_LIMIT_S)
-    resources.callback(file.close)
-    store = SharedStore(os.dup(file.fd))
+    if rank is None:
+        store = SharedStore(make())
+    else:
+        file = share_file(name(), make, rank, limit_s=RANK_LIMIT_S)
+        resources.callback(file.close)
+        store = SharedStore(os.dup(file.fd))
     resources.callback(store.close)
     return store
 

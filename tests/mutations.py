@@ -329,7 +329,7 @@ MUTATIONS = [
     ),
     Mutation(
         "let forked workers use the maker's cache",
-        "api.py",
+        "dataset.py",
         "        load = self._own if os.getpid() == self._pid else self._shared",
         "        load = self._own",
         "test_store_in_torch_workers.py::test_worker_processes_open_each_file_once_together_and_none_in_the_next_epoch[fork-True-4]",
@@ -364,7 +364,7 @@ MUTATIONS = [
     ),
     Mutation(
         "let a DataLoader's workers have the maker's own cache",
-        "api.py",
+        "dataset.py",
         '"_own": self._shared, "_pid": None',
         '"_shared": self._own, "_pid": None',
         "test_store_in_torch_workers.py::test_worker_processes_open_each_file_once_together_and_none_in_the_next_epoch[spawn-True-2]",

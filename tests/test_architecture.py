@@ -36,6 +36,7 @@ FLOW = [
     "build_loading",
     "build_transform",
     "build",
+    "dataset",
     "api",
     "model",
     "training",

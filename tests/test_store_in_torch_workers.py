@@ -35,7 +35,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a dataset's files are logged, each time that one is opened."""
     path = tmp_path / "opened"
     path.touch()
-    monkeypatch.setattr("pipeline.api.FileSource", partial(LoggedFiles, log=path))
+    monkeypatch.setattr("pipeline.dataset.FileSource", partial(LoggedFiles, log=path))
     return path
 
 

@@ -160,6 +160,7 @@ def _result(
         "samples_per_cpu_sec": statistics.median(ours.samples_per_cpu_sec),
         **plain(own),
         "cache_hit_pct": stats.get("cache_hit_pct"),
+        "cache_bound_pct": stats.get("cache_bound_pct"),
         **{key: stats[key] for key in ("read_ms", "decode_ms", "transform_ms")},
         "num_workers": pipeline.num_workers,
         "num_samples": pipeline.num_samples,

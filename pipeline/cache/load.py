@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.settings import Settings
-from pipeline.stats import Stats
+from pipeline.stats import StageClock, Stats
 
 Sample = bytes | NDArray[np.uint8]
 """An encoded image, or decoded RGB pixels `(H, W, 3)`."""
@@ -92,20 +92,11 @@ class CachedLoad:
 
     def __call__(self, id: int) -> Sample:
         """Sample `id`. Raises what `load` raises; a failure is not remembered."""
-        store, clock = self.store, self._stats.clock
-        sample = store.find(id)
-        if sample is None:
-            if not store.wants(id):
-                clock.tally(MISSES)
-                return self._direct(id)
-            with store.claimed(id):
-                sample = store.find(id)
-                if sample is None:
-                    clock.tally(MISSES)
-                    sample = self._load(id)
-                    store.keep(id, sample)
-                    return sample
-        clock.tally(HITS)
+        return _kept_or_loaded(id, self.store, self._stats.clock, load=self._load_and_keep, direct=self._direct)[0]
+
+    def _load_and_keep(self, id: int) -> Sample:
+        sample = self._load(id)
+        self.store.keep(id, sample)
         return sample
 
 
@@ -134,19 +125,8 @@ class ValuedLoad:
 
     def __call__(self, id: int) -> Sample:
         """Sample `id`. Raises what `read` and `decode` raise; a failure is not remembered."""
-        store, clock = self.store, self._stats.clock
-        sample = store.find(id)
-        if sample is None:
-            if not store.wants(id):
-                clock.tally(MISSES)
-                return self._read(id)
-            with store.claimed(id):
-                sample = store.find(id)
-                if sample is None:
-                    clock.tally(MISSES)
-                    return self._load(id)
-        clock.tally(HITS)
-        if isinstance(sample, bytes) and self._decode is not None and store.has_room:
+        sample, was_kept = _kept_or_loaded(id, self.store, self._stats.clock, load=self._load, direct=self._read)
+        if was_kept and isinstance(sample, bytes) and self._decode is not None and self.store.has_room:
             return self._decoded(id, sample, self._decode)
         return sample
 
@@ -184,3 +164,21 @@ class ValuedLoad:
         with self.store.claimed(id):
             self.store.exchange(id, pixels, rank=rank)
         return pixels
+
+
+def _kept_or_loaded(
+    id: int, store: Store, clock: StageClock, *, load: Callable[[int], Sample], direct: Callable[[int], Sample]
+) -> tuple[Sample, bool]:
+    """Sample `id`, and whether `store` had it: by `load` if it may be kept, which nobody else does meanwhile."""
+    sample = store.find(id)
+    if sample is None:
+        if not store.wants(id):
+            clock.tally(MISSES)
+            return direct(id), False
+        with store.claimed(id):
+            sample = store.find(id)  # whoever held it before may have loaded it
+            if sample is None:
+                clock.tally(MISSES)
+                return load(id), False
+    clock.tally(HITS)
+    return sample, True
