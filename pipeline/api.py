@@ -29,7 +29,7 @@ from pipeline.config import (
     Transforms,
 )
 from pipeline.config import Store as StoreKind
-from pipeline.config.checks import choice
+from pipeline.config.checks import choice, whole
 from pipeline.dataset import HighPerformanceDataset
 from pipeline.main_script import refuse_while_importing
 from pipeline.prefetch import PrefetchLoader
@@ -144,16 +144,16 @@ def create_dataloader(
     if shuffle is None:
         shuffle = transforms.augment != "none"
     order = sampler or ("shuffle" if shuffle else "sequential")
-    if cache_size < 0:
-        raise ValueError(f"cache_size must be >= 0, got {cache_size}; 0 keeps none")
+    cache_size = whole("cache_size", cache_size, low=0, cure="0 keeps none")
     prefetch_to = "none" if prefetch_device is None else torch.device(prefetch_device).type
     needs_no_policy = preload == "ram" or (preload == "pack" and store == "decoded")  # everything is decoded already
+    policy = choice("cache.policy", cache_policy, CachePolicy)
     keeps_some = cache_size > 0 and not needs_no_policy
     rank, world_size = _ranks(rank, world_size)
     config = PipelineConfig(
         data=Data(on_error=choice("data.on_error", on_error, OnError), max_bad_fraction=max_bad_fraction),
         cache=Cache(
-            policy=choice("cache.policy", cache_policy if keeps_some else "none", CachePolicy),
+            policy=policy if keeps_some else CachePolicy.none,
             max_images=cache_size if keeps_some else None,
             store=choice("cache.store", store, StoreKind),
         ),

@@ -47,7 +47,6 @@ class Pipeline:
         transforms: Transforms,
         loading: Loading,
         loader: Loader,
-        world_size: int,
         with_replacement: bool,
         prefetcher: PrefetchLoader | None,
         resources: ExitStack,
@@ -60,8 +59,10 @@ class Pipeline:
         self.transforms = transforms
         self._loading = loading
         self._loader = loader
-        self._world_size = world_size
-        self._num_cold = None if with_replacement else len(source) // world_size
+        self._with_replacement = with_replacement
+        self._num_iters = 0
+        self._first_epoch_samples: int | None = None
+        """How many the first loop over it had; None while that is not over."""
         self._prefetcher = prefetcher
         self._batches: Loader | PrefetchLoader = loader if prefetcher is None else prefetcher
         self._resources = resources
@@ -77,7 +78,11 @@ class Pipeline:
 
     def __iter__(self) -> Iterator[Batch]:
         """Begin the next epoch, or continue a loaded state. RuntimeError when another iterator is live."""
-        return iter(self._batches)
+        batches = iter(self._batches)
+        self._num_iters += 1
+        if self._num_iters == 2:
+            self._first_epoch_samples = self._loader.stats_counters.samples
+        return batches
 
     def __repr__(self) -> str:
         what = f"augment={self.transforms.augment}, size={self.transforms.size}"
@@ -120,8 +125,6 @@ class Pipeline:
         The state's global batch size is kept, with a warning where `batch_size` changes by it.
         """
         self._batches.load_state_dict(state)
-        if self._num_cold is not None:  # what is left of this epoch comes for the first time
-            self._num_cold = (self.num_samples - state["position"]) // self._world_size
 
     def stats(self) -> dict[str, float]:
         """Counts, seconds waited for batches, milliseconds an image per stage, and what the store has had.
@@ -132,7 +135,11 @@ class Pipeline:
         totals = self._loader.stats_counters.summary()
         if self._prefetcher is not None:
             totals["wait_s"] = self._prefetcher.wait_s
-        totals |= self._loading.stats(self._loader.stats_counters, num_cold=self._num_cold)
+        totals |= self._loading.stats(
+            self._loader.stats_counters,
+            first_epoch_samples=self._first_epoch_samples,
+            has_bound=not self._with_replacement,
+        )
         return totals
 
     def cache_advice(self) -> str | None:
@@ -140,8 +147,9 @@ class Pipeline:
         stats = self.stats()
         if self._loading.store is None or "cache_bound_pct" not in stats:
             return None
-        kept_pct, hit_pct, bound_pct = (stats[f"cache_{name}_pct"] for name in ("kept", "hit", "bound"))
-        return advice(self._loading.store.settings.policy, kept_pct=kept_pct, hit_pct=hit_pct, bound_pct=bound_pct)
+        store = self._loading.store
+        hit_pct, bound_pct = stats["cache_hit_pct"], stats["cache_bound_pct"]
+        return advice(store.settings.policy, is_full=store.is_full, hit_pct=hit_pct, bound_pct=bound_pct)
 
     def close(self) -> None:
         """End threads, forget slots, close files. May be called twice."""
@@ -281,7 +289,6 @@ def assemble(
         transforms=transforms,
         loading=loading,
         loader=loader,
-        world_size=world_size,
         with_replacement=order.sampler.with_replacement,
         prefetcher=prefetcher,
         resources=owned,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
-from pipeline.build_budget import StorePlan, preload_cures
+import numpy as np
+
+from pipeline.build_budget import StorePlan, num_stores_beside, preload_cures, promised
 from pipeline.build_pack import build_pack
 from pipeline.build_store import fill, is_shared, shared_store
 from pipeline.cache.host import HostRank, host_rank
@@ -16,7 +19,7 @@ from pipeline.cache.private_store import PrivateStore
 from pipeline.cache.settings import Kind
 from pipeline.cache.theory import bound
 from pipeline.config import Cache, CachePolicy, Preload, Transforms
-from pipeline.loader.read import AlreadyRead, Decoding, TimedRead
+from pipeline.loader.read import Decoding, TimedRead
 from pipeline.sources import Source
 from pipeline.stats import Stats
 
@@ -30,25 +33,25 @@ class Loading:
     is_preloaded: bool = False
     """Whether it was filled before the first epoch."""
 
-    def stats(self, counts: Stats, *, num_cold: int | None) -> dict[str, float]:
+    def stats(self, counts: Stats, *, first_epoch_samples: int | None, has_bound: bool) -> dict[str, float]:
         """The store's numbers for people; none without a store.
 
-        `num_cold` samples are asked for before any is asked for again: those of a rank's epoch. None where samples are
-        drawn with replacement: then theory has no bound.
+        The bound is of what was asked for after the first epoch, None while that lasts; it `has_bound` unless samples
+        are drawn with replacement.
         """
         if self.store is None:
             return {}
-        # Samples read for an estimate count against the hits until they are first asked for.
-        hits, misses = max(0, counts.total(HITS)), counts.total(MISSES)
+        hits, misses = counts.total(HITS), counts.total(MISSES)
+        asked = hits + misses
         kept = self.store.stats()
+        fraction = kept["entries"] / max(1, self.store.settings.num_samples)
         numbers: dict[str, float] = {"cache_hits": hits, "cache_misses": misses}
         numbers |= {f"cache_{name}": number for name, number in kept.items()}
-        fraction = kept["entries"] / max(1, self.store.settings.num_samples)
         numbers["cache_kept_pct"] = 100 * fraction
-        numbers["cache_hit_pct"] = 100 * hits / max(1, hits + misses)
-        if num_cold is not None:
-            cold = 0 if self.is_preloaded else num_cold
-            numbers["cache_bound_pct"] = 100 * bound(fraction, hits + misses, num_cold=cold)
+        numbers["cache_hit_pct"] = 100 * hits / max(1, asked)
+        if has_bound:
+            num_cold = 0 if self.is_preloaded else asked if first_epoch_samples is None else first_epoch_samples
+            numbers["cache_bound_pct"] = 100 * bound(fraction, asked, num_cold=num_cold)
         return numbers
 
 
@@ -90,6 +93,7 @@ def build_loading(
     if policy is CachePolicy.none:
         return Loading(TimedRead(read, stats))
     rank = host_rank() if world_size > 1 else None
+    shares_with_ranks = rank is not None and policy is not CachePolicy.lru
     plan = StorePlan(
         cache=cache,
         transforms=transforms,
@@ -98,20 +102,21 @@ def build_loading(
         name=name,
         read=read,
         num_samples=len(source),
-        num_ranks=1 if rank is None or policy is not CachePolicy.lru else rank.local_world_size,
+        num_stores=1 if shares_with_ranks else num_stores_beside(world_size, rank),
     )
     store: Store
     if is_shared(policy, in_processes=in_processes):
         store = shared_store(
             plan.settings,
-            rank=None if policy is CachePolicy.lru else rank,
-            name=lambda: plan.identity(source.fingerprint()),
+            rank=rank if shares_with_ranks else None,
+            name=lambda: f"{name} {hashlib.sha256(plan.identity(source.fingerprint()).encode()).hexdigest()[:16]}",
             resources=resources,
             begin=lambda made: making.begin(made, plan),
         )
     else:
         store = PrivateStore(plan.settings())
-        read = AlreadyRead(read, plan.already_read)
+        making.begin(store, plan)
+    resources.enter_context(promised(store, plan.likely_bytes))
     load = making.through(store, read)
     if is_preload:
         making.fill(load, store, rank)
@@ -145,31 +150,34 @@ class _Making:
     def through(self, store: Store, read: Callable[[int], Sample]) -> CachedLoad | ValuedLoad:
         """From `store`, which `read` fills."""
         read = TimedRead(read, self.stats)
-        decoding = self._decoding(read, borrow=store.copies)
-        kind = store.settings.kind
+        keeps_pixels = store.settings.kind is not Kind.encoded
+        decode = self._decoding(read, borrow=store.copies).decode if keeps_pixels else None
         if store.settings.policy is CachePolicy.valued:
             assert isinstance(store, RankedStore)
-            return ValuedLoad(read, None if kind is Kind.encoded else decoding.decode, store, self.stats)
-        if kind is Kind.decoded:
-            return CachedLoad(decoding, store, self.stats, direct=read)
-        return CachedLoad(read, store, self.stats)
+            return ValuedLoad(read, decode, store, self.stats)
+        return CachedLoad(read, decode, store, self.stats)
 
     def begin(self, store: Store, plan: StorePlan) -> None:
         """Keep the samples that were read for an estimate: no file is opened a second time for it."""
-        load = self.through(store, AlreadyRead(plan.read, plan.already_read))
-        ids = list(plan.already_read)
-        for id in filter(store.wants, ids):
-            with suppress(OSError, ValueError):  # whoever wants this sample meets the error, at its place
-                load(id)
-        # Each will be asked for once before it is asked for again, which is no hit.
-        self.stats.clock.tally(HITS, -sum(map(store.has, ids)))
+        load = self.through(store, plan.read)
+        for id, looked in plan.looked_at.items():
+            if not store.wants(id):
+                break
+            self.stats.clock.add("read", looked.read_s)
+            with suppress(OSError, ValueError), store.claimed(id):  # whoever wants it meets the error, at its place
+                if isinstance(load, ValuedLoad):
+                    load.keep_read(id, *looked)
+                else:
+                    load.keep_read(id, looked.sample)
+        plan.looked_at.clear()
 
     def fill(self, load: Callable[[int], Sample], store: Store, rank: HostRank | None) -> None:
         """Load all samples into `store`; of several ranks each begins with a part of its own."""
-        start = 0 if rank is None else len(self.source) * rank.local_rank // rank.local_world_size
+        ids = np.arange(len(self.source))
+        if rank is not None:
+            ids = np.roll(ids, -(len(ids) * rank.local_rank // rank.local_world_size))
         cures = preload_cures(store.settings.kind)
-        ids = range(len(self.source))
-        fill(load, store, ids, start=start, num_threads=self.num_threads, name=self.name, cures=cures)
+        fill(load, store, ids.tolist(), num_threads=self.num_threads, name=self.name, cures=cures)
         self.stats.forget(HITS, MISSES)
 
     def _decoding(self, read: Callable[[int], Sample], *, borrow: bool = False) -> Decoding:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,7 +14,7 @@ from pathlib import Path
 import PIL
 import simplejpeg
 
-from pipeline.build_estimate import look_at_some
+from pipeline.build_estimate import in_gib, look_at_some
 from pipeline.cache.load import Sample
 from pipeline.cache.pack import PackKey, first_sample_byte
 from pipeline.cache.pack_build import PackContents, open_or_build
@@ -20,8 +22,6 @@ from pipeline.cache.packed import PackedLoad
 from pipeline.config import ConfigError, Preload
 from pipeline.preload import preload
 from pipeline.sources import Source
-
-GIB = 2**30
 
 
 def build_pack(
@@ -61,10 +61,10 @@ def build_pack(
         where=source.where,
     )
     pack = open_or_build(
-        directory / f"{family}{fingerprint[:16]}.pack",
+        directory / f"{family}{_whose(source, fingerprint)}.pack",
         contents,
         family=family,
-        each=partial(preload, num_threads=num_threads, name=name),
+        each=lambda make, ids: preload(make, ids, num_threads=num_threads, name=name),
         check_room=partial(_check_room, directory, source, decoded=decoded, max_side=max_side),
     )
     resources.callback(pack.close)
@@ -99,11 +99,12 @@ def _check_room(directory: Path, source: Source, *, decoded: bool, max_side: int
     else:
         cures += ["preload=none"]
     raise ConfigError(
-        f"preload=pack needs about {_gib(needed_bytes)} GiB in {directory}, {_gib(free_bytes)} GiB are free there; "
+        f"preload=pack needs about {in_gib(needed_bytes)} GiB in {directory}, {in_gib(free_bytes)} GiB are free there; "
         f"{', '.join(cures[:-1])} or {cures[-1]}"
     )
 
 
-def _gib(size_bytes: float) -> str:
-    size_gib = size_bytes / GIB
-    return f"{size_gib:.1f}" if size_gib >= 1 else f"{size_gib:.2g}"
+def _whose(source: Source, fingerprint: str) -> str:
+    """Tells sets apart that lie in different places, also if all their files have the same names."""
+    ends = [os.path.abspath(source.where(id)) for id in (0, len(source) - 1)] if len(source) else []
+    return hashlib.blake2b(repr((fingerprint, ends)).encode(), digest_size=8).hexdigest()

@@ -78,15 +78,10 @@ def fill(
     num_threads: int,
     name: str,
     cures: Sequence[str],
-    start: int = 0,
 ) -> None:
-    """Load all `ids`, called `name`, into `store`, the one at `start` first and those before it last.
+    """Load `ids`, samples called `name`, into `store`, in that order; ConfigError with `cures` when it has no room."""
 
-    Raises ConfigError with `cures` when it has no room.
-    """
-
-    def load_and_check(number: int) -> Sample:
-        id = ids[(start + number) % len(ids)]
+    def load_and_check(id: int) -> Sample:
         sample = load(id)
         if not store.has(id) and len(sample) > 0:
             raise ConfigError(
@@ -95,5 +90,5 @@ def fill(
             )
         return sample
 
-    for _ in preload(load_and_check, len(ids), num_threads=num_threads, name=name):
+    for _ in preload(load_and_check, ids, num_threads=num_threads, name=name):
         pass

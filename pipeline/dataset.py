@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from os import PathLike
 from typing import Any, Self
 
@@ -14,15 +14,16 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from torch.utils.data import Dataset
 
-from pipeline.build_budget import refuse_preload
+from pipeline.build_budget import free_bytes, refuse_preload
 from pipeline.build_estimate import look_at_some
 from pipeline.build_store import CAN_SHARE, fill, shared_store
 from pipeline.cache.load import HITS, MISSES, CachedLoad, Store
 from pipeline.cache.private_store import PrivateStore
 from pipeline.cache.settings import Kind, Settings
 from pipeline.config import CachePolicy
+from pipeline.config.checks import whole
 from pipeline.loader.read import Decoding
-from pipeline.machine import available_bytes, num_cores
+from pipeline.machine import num_cores
 from pipeline.sources import FileSource
 from pipeline.stats import Stats
 
@@ -64,32 +65,41 @@ class HighPerformanceDataset(Dataset[tuple[Any, Any]]):
             cache_size: decoded images kept, the ones used last; 0 keeps none.
             preload: decode all images now and keep them all, whatever `cache_size` says.
         """
+        if not isinstance(preload, bool):
+            raise TypeError(f"preload must be True or False, got {preload!r}; create_dataloader has others")
+        cache_size = whole("cache_size", cache_size, low=0, cure="0 keeps none")
         self.source = FileSource(data_paths, labels)
         self.transform = transform
         self._stats = Stats()
         self._pid = os.getpid()
-        decoding = Decoding(self.source.read, self.source.where)
-        max_bytes = available_bytes() // 2
-        shared = Settings(len(self), max_bytes, None if preload else cache_size, CachePolicy.pinned, Kind.decoded)
+        self._decoding = Decoding(self.source.read, self.source.where)
         self._resources = ExitStack()
+        # The cache of this process and that of the workers may both fill.
+        max_bytes = free_bytes() // (2 if preload else 4)
+        shared = Settings(len(self), max_bytes, None if preload else cache_size, CachePolicy.pinned, Kind.decoded)
         store: Store
-        if CAN_SHARE:
+        if CAN_SHARE and (preload or cache_size > 0):
             store = shared_store(lambda: shared, rank=None, name=str, resources=self._resources)
         else:
             store = PrivateStore(shared)
-        self._shared = CachedLoad(decoding, store, self._stats)
+        self._shared = self._through(store)
         """For processes that did not make this object, and for all if it was preloaded."""
-        self._own = self._shared
         if preload:
+            self._own = self._shared
             self._preload(shared, store)
         else:
-            own = PrivateStore(shared._replace(policy=CachePolicy.lru))
-            self._own = CachedLoad(decoding, own, self._stats)
+            self._own = self._through(PrivateStore(shared._replace(policy=CachePolicy.lru)))
+
+    def _through(self, store: Store) -> CachedLoad:
+        return CachedLoad(self.source.read, self._decoding.decode, store, self._stats)
 
     def _preload(self, settings: Settings, store: Store) -> None:
         cures = ["cache_size=... with preload=False", "smaller images"]
         sizes = look_at_some(self.source.read, len(self), None)
         refuse_preload(settings, sizes, "images", what="preload=True", cures=cures)
+        for id, looked in sizes.read.items():
+            with suppress(ValueError), store.claimed(id):  # the loading of all, below, meets the error
+                self._own.keep_read(id, looked.sample)
         fill(self._own, store, range(len(self)), num_threads=num_cores(), name="images", cures=cures)
         self._stats.forget(HITS, MISSES)
 
@@ -116,7 +126,7 @@ class HighPerformanceDataset(Dataset[tuple[Any, Any]]):
         """Image and label; IndexError outside the dataset, otherwise what reading or decoding raises."""
         id = range(len(self))[index]
         load = self._own if os.getpid() == self._pid else self._shared
-        pixels = np.asarray(load(id))
+        pixels = self._decoding.decode(id, load(id))
         label = self.source.label(id)
         if np.ndim(label) == 0:
             label = np.asarray(label).item()

@@ -53,7 +53,6 @@ class Stats:
     """All clocks of one pipeline, and what its consumer saw."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._clocks: list[StageClock] = []
         self._local = threading.local()
         self.batches = 0
@@ -72,8 +71,7 @@ class Stats:
         clock: StageClock | None = getattr(self._local, "clock", None)
         if clock is None:
             clock = self._local.clock = StageClock()
-            with self._lock:
-                self._clocks.append(clock)
+            self._clocks.append(clock)  # atomic: a lock might be held by another thread when a process forks
         return clock
 
     def handed_over(self, samples: int, waited_s: float, *, copied: bool) -> None:
@@ -85,21 +83,17 @@ class Stats:
 
     def total(self, event: str) -> int:
         """How often `event` was tallied."""
-        with self._lock:
-            clocks = tuple(self._clocks)
-        return sum(clock.counts.get(event, 0) for clock in clocks)
+        return sum(clock.counts.get(event, 0) for clock in tuple(self._clocks))
 
     def forget(self, *events: str) -> None:
         """Count these events from 0; nobody may be tallying them now."""
-        with self._lock:
-            for clock in self._clocks:
-                for event in events:
-                    clock.counts.pop(event, None)
+        for clock in tuple(self._clocks):
+            for event in events:
+                clock.counts.pop(event, None)
 
     def summary(self) -> dict[str, float]:
         """Totals so far: counts, seconds waited by the consumer, and per stage milliseconds an image."""
-        with self._lock:
-            clocks = tuple(self._clocks)
+        clocks = tuple(self._clocks)
         totals: dict[str, float] = {
             "batches": self.batches,
             "samples": self.samples,

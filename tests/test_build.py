@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,7 @@ from contracts import digest
 from fakes import write_jpegs
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
 
 from pipeline._compat import HYDRA_MAIN
 from pipeline.build import build_pipeline
@@ -218,7 +220,7 @@ def test_filling_a_store_before_the_first_epoch_counts_as_no_miss(tmp_path: Path
     with loading_of(source, Cache(), Preload(mode="ram")) as (loading, stats):  # type: ignore[arg-type]
         for id in range(4):
             loading.load(id)
-        numbers = loading.stats(stats, num_cold=4)
+        numbers = loading.stats(stats, first_epoch_samples=None, has_bound=True)
     assert (numbers["cache_hits"], numbers["cache_misses"], numbers["cache_bound_pct"]) == (4, 0, 100)
 
 
@@ -270,6 +272,43 @@ def test_a_broken_file_does_not_spoil_the_estimate_but_is_met_at_its_place(tmp_p
     paths[2].unlink()
     with loading_of(FileSource(paths, range(3)), cache) as (loading, _), pytest.raises(FileNotFoundError):
         loading.load(2)
+
+
+def test_stores_of_one_program_do_not_count_on_the_same_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.build_budget.available_bytes", lambda: 2 * 2**30)
+    pixels = np.broadcast_to(np.zeros((1, 1000, 1000, 3), np.uint8), (2000, 1000, 1000, 3))
+    source = ArraySource(pixels, range(2000))
+
+    def budget(loading: Loading) -> int:
+        assert loading.store is not None
+        return loading.store.settings.max_bytes
+
+    cache = Cache(policy="pinned")  # type: ignore[arg-type]
+    too_much = Cache(policy="pinned", max_gib=1.5)  # type: ignore[arg-type]
+    with loading_of(source, cache) as (train, _):
+        assert budget(train) == 2**30
+        with loading_of(source, cache) as (val, _):
+            assert budget(train) + budget(val) <= 1.6 * 2**30
+        with pytest.raises(ValueError, match=r"cache\.max_gib=1\.5 is more than"), loading_of(source, too_much):
+            pass
+    with loading_of(source, too_much) as (again, _):
+        assert budget(again) == int(1.5 * 2**30)
+
+
+def test_sets_whose_files_differ_in_nothing_but_their_place_have_packs_of_their_own(tmp_path: Path) -> None:
+    sources = []
+    for name, level in (("A", 20), ("B", 230)):
+        path = tmp_path / name / "image.bmp"
+        path.parent.mkdir()
+        Image.new("RGB", (8, 8), (level, level, level)).save(path)
+        os.utime(path, (1, 1))
+        sources.append(FileSource(["image.bmp"], [0], root=tmp_path / name))
+    assert sources[0].fingerprint() == sources[1].fingerprint()
+    pack = Preload(mode="pack", dir=str(tmp_path / "packs"))  # type: ignore[arg-type]
+    for _ in range(2):
+        for source in sources:
+            with loading_of(source, Cache(), pack) as (loading, _):
+                assert loading.load(0) == source.read(0)
 
 
 def test_a_budget_above_what_is_free_is_refused(tmp_path: Path) -> None:

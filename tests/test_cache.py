@@ -23,7 +23,7 @@ from pipeline.stats import Stats
 
 
 def through_lru(load: Callable[[int], Sample]) -> CachedLoad:
-    return CachedLoad(load, PrivateStore(Settings(100, 1000, 10, CachePolicy.lru)), Stats())
+    return CachedLoad(load, None, PrivateStore(Settings(100, 1000, 10, CachePolicy.lru)), Stats())
 
 
 def test_the_least_recently_used_entry_goes_first_and_a_get_is_a_use() -> None:

@@ -150,7 +150,7 @@ def test_a_sample_in_flight_in_one_process_is_waited_for_by_others_and_read_once
             return sample_of(id, 100 + id)
 
         def load_all() -> None:
-            load = CachedLoad(read, store, Stats())
+            load = CachedLoad(read, None, store, Stats())
             assert all(load(id) == sample_of(id, 100 + id) for id in range(40))
 
         with child(load_all) as first, child(load_all) as second, child(load_all) as third:

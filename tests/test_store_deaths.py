@@ -136,11 +136,11 @@ def test_a_dead_writers_place_serves_another_form_of_the_sample_too(policy: str)
 
 
 @pytest.mark.parametrize("policy", ["lru", "valued"])
-def test_what_died_where_there_was_room_is_counted_anew_when_something_must_go(policy: str) -> None:
+def test_what_died_where_there_was_room_is_counted_anew_by_the_next_to_come(policy: str) -> None:
     with store_of(20, pages=6, policy=policy) as store:
         for id in range(3):
             kill_where(store, PLACES["when it had room"], id, pages_of(id, 2))
-        assert number(store, Field.kept_bytes) == 6 * PAGE_BYTES, "counted, though nothing was kept"
+        assert number(store, Field.kept_bytes) == 2 * PAGE_BYTES, "what the last one counted, and nobody has kept"
         for id in range(3, 9):
             assert keep(store, id, pages_of(id), rank=1.0)
         assert kept_ids(store) == list(range(3, 9))
@@ -165,6 +165,26 @@ def test_a_dead_writers_sample_is_wanted_however_little_it_is_worth() -> None:
         assert keep(store, 3, pages_of(3), rank=1.0)
         assert store.find(3) == pages_of(3)
         assert keep(store, 5, pages_of(5), rank=20.0), "the place is not to be had again"
+
+
+def test_a_process_killed_while_a_file_gives_way_to_its_pixels_leaves_nothing_that_is_not_counted() -> None:
+    with store_of(8, pages=6, policy="valued") as store:
+        for _ in range(3):
+            keep(store, 1, bytes(PAGE_BYTES), rank=1.0)
+            with signals(1) as (told,):
+
+                def dies() -> None:
+                    extents._punch_hole = lambda *_: stands_still(told)
+                    with store.claimed(1):
+                        store.exchange(1, np.zeros((10, 10, 3), np.uint8), rank=2.0)
+
+                with child(dies) as killed:
+                    told.wait()
+                    killed.kill()
+            assert store.find(1) is None
+        assert keep(store, 2, bytes(PAGE_BYTES), rank=1.0)
+        assert number(store, Field.kept_bytes) == PAGE_BYTES
+        assert data_bytes(store) == PAGE_BYTES
 
 
 @pytest.mark.parametrize("policy", ["lru", "valued"])

@@ -231,3 +231,19 @@ def test_of_a_file_and_its_pixels_the_one_that_saves_more_a_byte_is_kept() -> No
         assert isinstance(store.find(1), np.ndarray), "its pixels save its decoding too"
         np.testing.assert_array_equal(load(0), np.zeros((8, 8, 3), np.uint8))
         assert isinstance(store.find(0), np.ndarray), "while there is room, a file that is used becomes its pixels"
+
+
+def test_a_file_whose_pixels_do_not_fit_stays_a_file() -> None:
+    def decode(id: int, _: bytes | np.ndarray) -> np.ndarray:
+        return np.full((100, 100, 3), id, np.uint8)
+
+    def read(id: int) -> bytes:
+        time.sleep(0.01)  # reading a file, so small, is what is worth saving
+        return bytes([id]) * 10
+
+    with store_of(3, pages=4, policy="valued") as store:
+        load = ValuedLoad(read, decode, store, Stats())
+        for _ in range(3):
+            for id in range(3):
+                load(id)
+            assert [store.has(id) for id in range(3)] == [True, True, True]

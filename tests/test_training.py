@@ -727,7 +727,7 @@ def test_the_closing_lines_of_a_long_run_fit_100_columns() -> None:
         "data_wait_pct": 100.0,
         "cache_hit_pct": 10.0,
         "cache_bound_pct": 100.0,
-        "cache_advice": advice(CachePolicy.lru, kept_pct=100, hit_pct=10, bound_pct=100),
+        "cache_advice": advice(CachePolicy.lru, is_full=True, hit_pct=10, bound_pct=100),
         "peak_pss_mb": 123456.0,
     }
     lines = closing_lines(summary, Path("outputs/train/2030-12-31_23-59-59")).splitlines()

@@ -41,8 +41,14 @@ class Extents(Protocol):
     def reserve(self, request: Request) -> int | None:
         """Where the sample may be put, counted from the data's start; None if there is no room."""
 
-    def release(self, id: int) -> None:
-        """Let sample `id` go, if it is there. RuntimeError where none ever goes."""
+    def drop(self, id: int) -> None:
+        """Let go the place that a dead writer of sample `id` had."""
+
+    def release_for(self, id: int, size_bytes: int) -> bool:
+        """Let go what is kept of sample `id` if the budget then has room for `size_bytes`; whether it went."""
+
+    def mend(self) -> None:
+        """Put right what somebody left who died while he changed something."""
 
 
 class HasDescriptor(Protocol):
@@ -58,6 +64,7 @@ class Appended:
 
     def __init__(self, table: Table) -> None:
         self._header = table.header
+        self._words = table.words
         self._settings = table.settings
 
     def footprint(self, size_bytes: int) -> int:
@@ -80,9 +87,17 @@ class Appended:
         header[Field.places] += 1
         return start
 
-    def release(self, id: int) -> None:
+    def drop(self, id: int) -> None:
+        """Its bytes stay unused: what comes after it cannot move."""
+        self._words[id] = 0
+
+    def release_for(self, id: int, size_bytes: int) -> bool:
         """None ever goes."""
-        raise RuntimeError(f"a pinned store keeps sample {id} for good")
+        raise RuntimeError(f"a pinned store keeps sample {id} for good, and has no {size_bytes} bytes in its place")
+
+    def mend(self) -> None:
+        """Count the images anew."""
+        self._header[Field.kept_images] = np.count_nonzero(self._words)
 
 
 class Replaced:
@@ -110,9 +125,6 @@ class Replaced:
         header, size_bytes = self._header, self.footprint(request.size_bytes)
         if size_bytes > self._table.settings.max_bytes or header[Field.max_images] == 0:
             return None
-        if header[Field.is_changing]:
-            self._mend()
-        header[Field.is_changing] = 1
         freed: list[tuple[int, int]] = []
         start = self._find_place(size_bytes, freed)
         if start is None and self._is_worth_it(size_bytes, request.rank):
@@ -125,13 +137,21 @@ class Replaced:
             header[Field.kept_bytes] += size_bytes
             header[Field.kept_images] += 1
             header[Field.places] += 1
-        header[Field.is_changing] = 0
         return start
 
-    def release(self, id: int) -> None:
-        """Give its pages back to the system."""
-        if self._table.words[id] > 0:
-            self._give_back([self._evict(id)])
+    def drop(self, id: int) -> None:
+        """Its pages go back to the system."""
+        self._give_back([self._evict(id)])
+
+    def release_for(self, id: int, size_bytes: int) -> bool:
+        """Let go what is kept of sample `id` if the budget then has room for `size_bytes`; whether it went."""
+        table, header = self._table, self._header
+        kept_bytes = self.footprint(size_of(int(table.forms[id]))) if table.words[id] > 0 else 0
+        if header[Field.kept_bytes] - kept_bytes + self.footprint(size_bytes) > table.settings.max_bytes:
+            return False
+        if kept_bytes:
+            self.drop(id)
+        return True
 
     def _is_worth_it(self, size_bytes: int, rank: float) -> bool:
         """Whether all that would have to go is of lower rank, as far as victims are listed."""
@@ -196,7 +216,7 @@ class Replaced:
         header[Field.kept_images] -= 1
         return start, size_bytes
 
-    def _mend(self) -> None:
+    def mend(self) -> None:
         """Count anew, and give back every page in which no sample lives: somebody died before he did."""
         table = self._table
         kept = self._list_victims()

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.settings import Settings
+from pipeline.cache.settings import Kind, Settings
 from pipeline.stats import StageClock, Stats
 
 Sample = bytes | NDArray[np.uint8]
@@ -42,6 +42,13 @@ class Store(Protocol):
     def has(self, id: int) -> bool:
         """Whether sample `id` is kept now."""
 
+    def is_first_use(self, id: int) -> bool:
+        """Whether nobody has asked so about sample `id` before: finding it is no hit then, it was kept beforehand."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether something had to go, or was refused, for want of room."""
+
     def claimed(self, id: int) -> AbstractContextManager[None]:
         """Be the only one who loads sample `id`; waits for whoever does."""
 
@@ -59,45 +66,44 @@ class Store(Protocol):
 class RankedStore(Store, Protocol):
     """A store in which a sample of higher rank takes the place of lower ones."""
 
-    @property
-    def has_room(self) -> bool:
-        """Whether nothing was refused for want of room so far."""
-
     def keep(self, id: int, sample: Sample, *, rank: float | None = None) -> bool:
         """As `Store.keep`."""
 
     def exchange(self, id: int, sample: Sample, *, rank: float) -> bool:
-        """Keep `sample` instead of what is kept of sample `id`."""
+        """Keep `sample` instead of what is kept of sample `id`, if there is room; else nothing changes."""
+
+
+Read = Callable[[int], Sample]
+Decode = Callable[[int, Sample], NDArray[np.uint8]]
+"""Sample `id`, as it was read, to pixels."""
 
 
 class CachedLoad:
     """`load(id)` that remembers; an id whose load is in flight is waited for, never loaded twice."""
 
-    def __init__(
-        self,
-        load: Callable[[int], Sample],
-        store: Store,
-        stats: Stats,
-        *,
-        direct: Callable[[int], Sample] | None = None,
-    ) -> None:
-        """Ask `store` before `load`.
+    def __init__(self, read: Read, decode: Decode | None, store: Store, stats: Stats) -> None:
+        """Ask `store` before `read`; keep what was read, or with `decode` its pixels.
 
-        `direct` loads what the store has no room for, in any form that makes the same row; by default `load` does.
+        What the store has no room for comes as it was read: where it is used once, it may be decoded in part.
         """
-        self._load = load
-        self._direct = direct or load
+        self._read = read
+        self._decode = decode
         self.store = store
         self._stats = stats
 
     def __call__(self, id: int) -> Sample:
-        """Sample `id`. Raises what `load` raises; a failure is not remembered."""
-        return _kept_or_loaded(id, self.store, self._stats.clock, load=self._load_and_keep, direct=self._direct)[0]
+        """Sample `id`. Raises what `read` and `decode` raise; a failure is not remembered."""
+        return _kept_or_loaded(id, self.store, self._stats.clock, load=self._load, read=self._read)[0]
 
-    def _load_and_keep(self, id: int) -> Sample:
-        sample = self._load(id)
+    def keep_read(self, id: int, sample: Sample) -> Sample:
+        """Keep sample `id`, which was read and is claimed; gives what was kept."""
+        if self._decode is not None:
+            sample = self._decode(id, sample)
         self.store.keep(id, sample)
         return sample
+
+    def _load(self, id: int) -> Sample:
+        return self.keep_read(id, self._read(id))
 
 
 class ValuedLoad:
@@ -109,14 +115,8 @@ class ValuedLoad:
     pixels later while there is room. The pixels are the same, whichever it is.
     """
 
-    def __init__(
-        self,
-        read: Callable[[int], Sample],
-        decode: Callable[[int, bytes], NDArray[np.uint8]] | None,
-        store: RankedStore,
-        stats: Stats,
-    ) -> None:
-        """Read with `read(id)` and decode with `decode(id, data)`; without `decode` only files are kept."""
+    def __init__(self, read: Read, decode: Decode | None, store: RankedStore, stats: Stats) -> None:
+        """Ask `store` before `read`; without `decode` only what was read is kept."""
         self._read = read
         self._decode = decode
         self.store = store
@@ -125,60 +125,65 @@ class ValuedLoad:
 
     def __call__(self, id: int) -> Sample:
         """Sample `id`. Raises what `read` and `decode` raise; a failure is not remembered."""
-        sample, was_kept = _kept_or_loaded(id, self.store, self._stats.clock, load=self._load, direct=self._read)
-        if was_kept and isinstance(sample, bytes) and self._decode is not None and self.store.has_room:
+        sample, was_kept = _kept_or_loaded(id, self.store, self._stats.clock, load=self._load, read=self._read)
+        if was_kept and isinstance(sample, bytes) and self._decode is not None and not self.store.is_full:
             return self._decoded(id, sample, self._decode)
         return sample
 
-    def _load(self, id: int) -> Sample:
-        began_s = time.perf_counter()
-        sample = self._read(id)
-        read_s = self._believed(time.perf_counter() - began_s)
-        if not isinstance(sample, bytes):
-            self.store.keep(id, sample, rank=read_s / max(1, sample.nbytes))
-            return sample
-        file_rank = read_s / max(1, len(sample))
+    def keep_read(self, id: int, sample: Sample, read_s: float) -> Sample:
+        """Keep sample `id`, which is claimed and took `read_s` to read, as file or pixels; gives the pixels, if any."""
+        file_rank = self._rank(sample, read_s)
         if self._decode is None:
             self.store.keep(id, sample, rank=file_rank)
             return sample
         # The thread's own time: what else the machine did meanwhile is not saved by keeping this sample.
         began_s = time.thread_time()
         pixels = self._decode(id, sample)
-        pixels_rank = (read_s + time.thread_time() - began_s) / max(1, pixels.nbytes)
-        if pixels_rank >= file_rank:
+        pixels_rank = self._rank(pixels, read_s + time.thread_time() - began_s)
+        if pixels_rank >= file_rank or self.store.settings.kind is Kind.decoded:
             self.store.keep(id, pixels, rank=pixels_rank)
         else:
             self.store.keep(id, sample, rank=file_rank)
         return pixels
+
+    def _rank(self, sample: Sample, saved_s: float) -> float:
+        """What keeping it saves, for what it costs: in bytes, or in images where their number is limited."""
+        if self.store.settings.max_images is not None:
+            return saved_s
+        return saved_s / max(1, sample.nbytes if isinstance(sample, np.ndarray) else len(sample))
+
+    def _load(self, id: int) -> Sample:
+        began_s = time.perf_counter()
+        sample = self._read(id)
+        return self.keep_read(id, sample, self._believed(time.perf_counter() - began_s))
 
     def _believed(self, read_s: float) -> float:
         """`read_s`, or less: a thread that waits for the interpreter's lock after its read has not read for so long."""
         self._reads_s.append(read_s)
         return min(read_s, _MOST_TIMES_MEDIAN * statistics.median(tuple(self._reads_s)))
 
-    def _decoded(self, id: int, data: bytes, decode: Callable[[int, bytes], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    def _decoded(self, id: int, data: bytes, decode: Decode) -> NDArray[np.uint8]:
         """The pixels of a file that is kept, from now on kept in its place."""
         began_s = time.thread_time()
         pixels = decode(id, data)
-        rank = (time.thread_time() - began_s) / max(1, pixels.nbytes)
+        rank = self._rank(pixels, time.thread_time() - began_s)
         with self.store.claimed(id):
             self.store.exchange(id, pixels, rank=rank)
         return pixels
 
 
-def _kept_or_loaded(
-    id: int, store: Store, clock: StageClock, *, load: Callable[[int], Sample], direct: Callable[[int], Sample]
-) -> tuple[Sample, bool]:
-    """Sample `id`, and whether `store` had it: by `load` if it may be kept, which nobody else does meanwhile."""
+def _kept_or_loaded(id: int, store: Store, clock: StageClock, *, load: Read, read: Read) -> tuple[Sample, bool]:
+    """Sample `id`, and whether `store` had it: else by `load`, which nobody else does meanwhile, if it may be kept."""
+    is_first = store.is_first_use(id)
     sample = store.find(id)
     if sample is None:
         if not store.wants(id):
             clock.tally(MISSES)
-            return direct(id), False
+            return read(id), False
         with store.claimed(id):
             sample = store.find(id)  # whoever held it before may have loaded it
             if sample is None:
                 clock.tally(MISSES)
                 return load(id), False
-    clock.tally(HITS)
+    clock.tally(MISSES if is_first else HITS)
     return sample, True

@@ -139,6 +139,11 @@ class PackFile:
         height, width = index.shapes[id].tolist()
         return memory[start:end].reshape(height, width, 3) if height else memory[start:end].tobytes()
 
+    def holds(self, id: int, where: str, stamp: int) -> bool:
+        """Whether sample `id` is the one that its source calls `where`, with this stamp."""
+        index = self.index
+        return int(index.stamps[id]) == stamp and int(index.names[id]) == hash_name(where)
+
     @property
     def index(self) -> PackIndex:
         """Of all samples, as views of the file. RuntimeError after `close`."""
@@ -181,3 +186,9 @@ class PackFile:
 def marker_of(path: Path) -> Path:
     """The file that marks the pack at `path` as stale."""
     return path.with_name(f"{path.name}.stale")
+
+
+def hash_name(where: str) -> int:
+    """64 bits for what a source calls a sample; a relative path counts as the file that it leads to from here."""
+    name = os.path.abspath(where)
+    return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "little")

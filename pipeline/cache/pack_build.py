@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Generator, Iterable
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.load import Sample
-from pipeline.cache.pack import PackFile, PackIndex, PackKey, first_sample_byte, marker_of, write_head
+from pipeline.cache.pack import PackFile, PackIndex, PackKey, first_sample_byte, hash_name, marker_of, write_head
 from pipeline.config import ConfigError
 from pipeline.lock import file_lock
 
@@ -45,8 +44,8 @@ class PackEntry(NamedTuple):
     is_taken_over: bool
 
 
-EachEntry = Callable[[Callable[[int], PackEntry], int], Generator[PackEntry, None, None]]
-"""`each(make, count)` yields `make(id)` for every id in order, by as many threads as it likes."""
+EachEntry = Callable[[Callable[[int], PackEntry], range], Generator[PackEntry, None, None]]
+"""`each(make, ids)` yields `make(id)` for every id in order, by as many threads as it likes."""
 
 
 def open_or_build(
@@ -102,7 +101,7 @@ def open_or_build(
 def _opened(path: Path, key: PackKey | None = None) -> PackFile | None:
     try:
         return PackFile(path, key)
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
 
 
@@ -136,7 +135,7 @@ def _write(file: IO[bytes], contents: PackContents, earlier: _Earlier, each: Eac
 
     def make(id: int) -> PackEntry:
         # Before the sample is loaded: a file that changes meanwhile has another stamp than its entry.
-        stamp, name = contents.stamp(id), _hash(contents.where(id))
+        stamp, name = contents.stamp(id), hash_name(contents.where(id))
         sample = earlier.find(name, stamp)
         return PackEntry(stamp, name, contents.load(id) if sample is None else sample, sample is not None)
 
@@ -145,7 +144,7 @@ def _write(file: IO[bytes], contents: PackContents, earlier: _Earlier, each: Eac
     index = PackIndex.over(head, contents.count, 0)
     index.offsets[0] = first
     num_taken_over = 0
-    with closing(each(make, contents.count)) as entries:
+    with closing(each(make, range(contents.count))) as entries:
         for id, (stamp, name, sample, is_taken_over) in enumerate(entries):
             if isinstance(sample, np.ndarray):
                 index.shapes[id] = sample.shape[:2]
@@ -160,10 +159,6 @@ def _write(file: IO[bytes], contents: PackContents, earlier: _Earlier, each: Eac
 
 def _memory(sample: Sample) -> bytes | memoryview:
     return np.ascontiguousarray(sample).reshape(-1).data if isinstance(sample, np.ndarray) else sample
-
-
-def _hash(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "little")
 
 
 class _Found(NamedTuple):

@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 
 class PackedLoad:
-    """`load(id)` over a pack, as long as the sample's stamp is the one that was packed; otherwise from the source.
+    """`load(id)` over a pack, as long as the sample's name and stamp are those packed; otherwise from the source.
 
     A sample's stamp is looked at when a process first uses it; another process looks for itself. The first sample that
     has changed is named in a warning, and the pack is marked, so that the next opening builds it again.
@@ -50,7 +50,7 @@ class PackedLoad:
 
     def _check(self, id: int) -> int:
         try:
-            fresh = self._stamp(id) == int(self._pack.index.stamps[id])
+            fresh = self._pack.holds(id, self._where(id), self._stamp(id))
         except OSError:
             # What the file's state is, is for the source to say: it raises, or a later stat succeeds.
             return _CHANGED

@@ -32,18 +32,33 @@ class PrivateStore:
             settings.max_images, max_bytes=settings.max_bytes, size_of=sample_bytes
         )
         self._claims = Claims()
+        self._asked = bytearray(settings.num_samples)
 
     def find(self, id: int) -> Sample | None:
         """Sample `id` if it is kept."""
         return self._cache.get(id)
 
     def wants(self, _: int, /) -> bool:
-        """Whether the cache keeps anything at all."""
-        return self._cache.capacity != 0
+        """Whether the cache may keep one more, or one in place of another."""
+        capacity = self._cache.capacity
+        if self.settings.policy is CachePolicy.pinned:
+            return capacity is None or len(self._cache) < capacity
+        return capacity != 0
 
     def has(self, id: int) -> bool:
         """Whether sample `id` is kept now."""
         return id in self._cache
+
+    def is_first_use(self, id: int) -> bool:
+        """Whether nobody has asked so about sample `id` before."""
+        is_first, self._asked[id] = not self._asked[id], 1
+        return is_first
+
+    @property
+    def is_full(self) -> bool:
+        """Whether something had to go, or there is no place for one more."""
+        capacity = self._cache.capacity
+        return self._cache.stats()["evictions"] > 0 or (capacity is not None and len(self._cache) >= capacity)
 
     def claimed(self, id: int) -> AbstractContextManager[None]:
         """Be the only thread that loads sample `id`; waits for whichever does."""

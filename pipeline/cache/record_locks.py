@@ -29,7 +29,9 @@ class RecordLocks:
 
     @property
     def fd(self) -> int:
-        """The file's descriptor here; a forked child has another."""
+        """The file's descriptor here; a forked child has another. RuntimeError after `close`."""
+        if not self._finalizer.alive:
+            raise RuntimeError("close() was already called on this store")
         return self._fd
 
     def renew_locks(self) -> None:
@@ -42,13 +44,12 @@ class RecordLocks:
     @contextmanager
     def hold(self, number: int) -> Iterator[None]:
         """Wait until no other process holds `number`, then hold it. RuntimeError after `close`."""
-        if not self._finalizer.alive:
-            raise RuntimeError("close() was already called on this store")
-        _lock(self._fd, number, fcntl.F_WRLCK)
+        fd = self.fd
+        _lock(fd, number, fcntl.F_WRLCK)
         try:
             yield
         finally:
-            _lock(self._fd, number, fcntl.F_UNLCK)
+            _lock(fd, number, fcntl.F_UNLCK)
 
     def close(self) -> None:
         """Close the file. May be called twice."""

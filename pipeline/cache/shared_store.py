@@ -51,7 +51,7 @@ class SharedStore:
         self._extents: Extents = Replaced(table, self._locks) if self.settings.evicts else Appended(table)
         self._is_lru = self.settings.policy is CachePolicy.lru
         self._copies = threading.local()
-        self._fence = threading.Lock()
+        self._asked = table.asked
 
     @classmethod
     def empty(cls, settings: Settings) -> Self:
@@ -85,13 +85,11 @@ class SharedStore:
 
     def wants(self, id: int) -> bool:
         """Whether `keep` might keep sample `id`; if not, it needs no claim."""
-        header = self._table.header
         if self._words[id] < 0:  # being written, or left by a dead writer: nobody else gives the place back
             return True
         if self.settings.evicts:
-            return bool(self._ranks[id] == 0 or self._ranks[id] > self._table.threshold[0] or self._is_lru)
-        room_bytes = self.settings.max_bytes - int(header[Field.head])
-        return bool(header[Field.kept_images] < header[Field.max_images] and room_bytes >= header[Field.smallest_bytes])
+            return bool(self._is_lru or self._ranks[id] == 0 or self._ranks[id] > self._table.threshold[0])
+        return not self.is_full
 
     def has(self, id: int) -> bool:
         """Whether sample `id` is kept now."""
@@ -106,35 +104,45 @@ class SharedStore:
 
         `rank` decides what gives way in a `valued` store.
         """
-        if isinstance(sample, np.ndarray):
-            form = -(sample.shape[0] << 32 | sample.shape[1])
-            content = np.ascontiguousarray(sample).reshape(-1)
-        else:
-            form = len(sample)
-            content = np.frombuffer(sample, np.uint8)
         if self._words[id] > 0:
             return True
-        if len(content) == 0:
+        if len(sample) == 0:
             return False
-        start = self._place(id, form, time.monotonic() if rank is None else rank)
+        is_pixels = isinstance(sample, np.ndarray)
+        content = np.ascontiguousarray(sample).reshape(-1) if is_pixels else np.frombuffer(sample, np.uint8)
+        start = self._place(id, _form(sample), time.monotonic() if rank is None else rank)
         if start is None:
             return False
         self._data[start : start + len(content)] = content
-        with self._fence:
+        fence = threading.Lock()  # a new one: a fork might have left any other locked
+        with fence:
             pass  # released and acquired: no processor moves the stores above behind the one below
-        with self._fence:
+        with fence:
             self._words[id] = -self._words[id]
         return True
 
+    def is_first_use(self, id: int) -> bool:
+        """Whether nobody has asked so about sample `id` before."""
+        if self._asked[id]:
+            return False
+        self._asked[id] = 1
+        return True
+
     @property
-    def has_room(self) -> bool:
-        """Whether nothing was refused for want of room so far; of a store that goes by value."""
-        return bool(self._table.threshold[0] == 0)
+    def is_full(self) -> bool:
+        """Whether something had to go, or was refused, for want of room."""
+        header = self._table.header
+        if self.settings.evicts:
+            return bool(header[Field.evictions] > 0 or self._table.threshold[0] > 0 or header[Field.had_no_room])
+        room_bytes = self.settings.max_bytes - int(header[Field.head])
+        return bool(header[Field.kept_images] >= header[Field.max_images] or room_bytes < header[Field.smallest_bytes])
 
     def exchange(self, id: int, sample: Sample, *, rank: float) -> bool:
-        """`keep` in place of what is kept of sample `id`, which is gone if there is no room."""
-        with self._hold(_ROOM):
-            self._extents.release(id)
+        """Keep `sample` instead of what is kept of sample `id`, if the budget has room for it; else nothing changes."""
+        with self._changing():
+            if not self._extents.release_for(id, size_of(_form(sample))):
+                self._table.header[Field.had_no_room] = 1
+                return False
         return self.keep(id, sample, rank=rank)
 
     def stats(self) -> dict[str, int]:
@@ -155,13 +163,25 @@ class SharedStore:
         with self._claims.hold(number), self._locks.hold(number):
             yield
 
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Be the only one who changes what lies where; mends first what somebody who died over it has left."""
+        header = self._table.header
+        with self._hold(_ROOM):
+            if header[Field.is_changing]:
+                self._extents.mend()
+            header[Field.is_changing] = 1
+            yield
+            header[Field.is_changing] = 0
+
     def _place(self, id: int, form: int, rank: float) -> int | None:
         """Where the sample is to be written; its word says so, and that it is not whole yet."""
-        with self._hold(_ROOM):
+        with self._changing():
             word = int(self._words[id])
             if word < 0 and self._forms[id] == form:
                 return start_of(word)  # whoever had begun to write it is dead
-            self._words[id] = 0
+            if word < 0:
+                self._extents.drop(id)
             start = self._extents.reserve(Request(id, size_of(form), rank))
             if self.settings.evicts:
                 self._ranks[id] = rank
@@ -182,3 +202,8 @@ class SharedStore:
 
 def _opened(descriptor: Descriptor, settings: Settings) -> SharedStore:
     return SharedStore.empty(settings) if descriptor.fd is None else SharedStore(descriptor.fd)
+
+
+def _form(sample: Sample) -> int:
+    """How `table` notes its kind and size."""
+    return -(sample.shape[0] << 32 | sample.shape[1]) if isinstance(sample, np.ndarray) else len(sample)

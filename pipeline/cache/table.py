@@ -4,6 +4,7 @@
     words       8 bytes a sample: 0 nothing, `word_of(start, ...)`: lies there, minus that: being written there
     forms       8 bytes a sample: > 0 bytes of an encoded image, < 0 -(height << 32 | width) of pixels
     ranks       8 bytes a sample (float64): the lower, the sooner it gives way; only stores that evict write them
+    asked       1 byte a sample: whether it was asked for yet
     pages       4 bytes a page of the data (int32): 1 + the sample that lay there last; only stores that evict
     data
 
@@ -56,7 +57,9 @@ class Field(IntEnum):
     places = 12
     """Given out so far."""
     is_changing = 13
-    """1 while somebody gives out pages: whoever finds it so knows that the one before died over it."""
+    """1 while somebody changes what lies where: whoever finds it so knows that the one before died over it."""
+    had_no_room = 14
+    """1 once a file was not exchanged for its pixels for want of room."""
 
 
 class Table:
@@ -82,6 +85,7 @@ class Table:
         self.words: NDArray[np.int64] = memory[layout.words :][: 8 * count].view(np.int64)
         self.forms: NDArray[np.int64] = memory[layout.forms :][: 8 * count].view(np.int64)
         self.ranks: NDArray[np.float64] = memory[layout.ranks :][: 8 * count].view(np.float64)
+        self.asked: NDArray[np.uint8] = memory[layout.asked :][:count]
         self.pages: NDArray[np.int32] = memory[layout.pages : layout.data].view(np.int32)
         self.data: NDArray[np.uint8] = memory[layout.data :]
         self.data_start = layout.data
@@ -109,6 +113,7 @@ class _Layout(NamedTuple):
     words: int
     forms: int
     ranks: int
+    asked: int
     pages: int
     data: int
     end: int
@@ -118,9 +123,10 @@ class _Layout(NamedTuple):
         span = whole_pages(settings.max_bytes) * (ROOM_TO_EVICT if settings.evicts else 1)
         column = whole_pages(8 * settings.num_samples)
         words = PAGE_BYTES
-        pages = words + 3 * column
+        asked = words + 3 * column
+        pages = asked + whole_pages(settings.num_samples)
         data = pages + (whole_pages(4 * (span // PAGE_BYTES)) if settings.evicts else 0)
-        return cls(words, words + column, words + 2 * column, pages, data, data + span)
+        return cls(words, words + column, words + 2 * column, asked, pages, data, data + span)
 
 
 def word_of(start: int, num_places: int) -> int:

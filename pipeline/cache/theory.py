@@ -27,10 +27,10 @@ def bound(fraction: float, num_asked: int, *, num_cold: int) -> float:
     return fraction * max(0, num_asked - num_cold) / num_asked if num_asked else 0.0
 
 
-def advice(policy: CachePolicy, *, kept_pct: float, hit_pct: float, bound_pct: float) -> str | None:
+def advice(policy: CachePolicy, *, is_full: bool, hit_pct: float, bound_pct: float) -> str | None:
     """What would bring more hits, for who reads a run's report; None: nothing would."""
     if hit_pct < bound_pct - 1 and policy is CachePolicy.lru:
         return "cache=pinned reaches what is possible: under reshuffling an LRU evicts what comes next"
-    if kept_pct < 99.5:
-        return "keep more of the images: cache.max_images, cache.max_gib, cache.store=encoded or preload=pack"
+    if is_full:
+        return "keep more: raise cache.max_images or cache.max_gib, or lower transforms.max_side"
     return None

@@ -34,20 +34,6 @@ class TimedRead:
         return sample
 
 
-class AlreadyRead:
-    """`read(id)` that begins with what was read when sizes were estimated: no file is opened a second time for it."""
-
-    def __init__(self, read: Callable[[int], Sample], samples: dict[int, bytes]) -> None:
-        """Give each of `samples` once, instead of calling `read`."""
-        self._read = read
-        self._samples = samples
-
-    def __call__(self, id: int) -> Sample:
-        """Sample `id`."""
-        sample = self._samples.pop(id, None)
-        return self._read(id) if sample is None else sample
-
-
 class Decoding:
     """`load(id)` that gives pixels: RGB uint8 `(H, W, 3)`, the long side at most `max_side`.
 
@@ -81,14 +67,15 @@ class Decoding:
 
     def __call__(self, id: int) -> NDArray[np.uint8]:
         """Read and decode sample `id`."""
-        sample = self._read(id)
-        return self.decode(id, sample) if isinstance(sample, bytes) else shrink_to(sample, self._max_side)
+        return self.decode(id, self._read(id))
 
-    def decode(self, id: int, data: bytes) -> NDArray[np.uint8]:
-        """Decode `data`, sample `id`; counted as the stage `decode` where there are stats."""
+    def decode(self, id: int, sample: Sample) -> NDArray[np.uint8]:
+        """Decode `sample`, which was read as `id`; counted as the stage `decode` where there are stats."""
+        if not isinstance(sample, bytes):
+            return shrink_to(sample, self._max_side)
         began = perf_counter()
         try:
-            pixels = shrink_to(decode(data, inspect(data), self._scratch()), self._max_side)
+            pixels = shrink_to(decode(sample, inspect(sample), self._scratch()), self._max_side)
         except ValueError as error:
             error.add_note(f"stage decode, sample id {id}, {self._where(id)}")
             raise
