@@ -316,8 +316,8 @@ MUTATIONS = [
     Mutation(
         "take all that is free",
         "build_budget.py",
-        "        return free_bytes // 2",
-        "        return free_bytes",
+        "        return free // 2 // num_stores",
+        "        return free // num_stores",
         "test_store_in_loaders.py::test_auto_takes_at_most_half_of_what_a_control_group_allows[pinned]",
     ),
     Mutation(
@@ -350,9 +350,9 @@ MUTATIONS = [
     ),
     Mutation(
         "leave what a killed process had evicted",
-        "cache/extents.py",
-        "        if header[Field.is_changing]:\n            self._mend()\n",
-        "",
+        "cache/shared_store.py",
+        "                self._extents.mend()\n",
+        "                pass\n",
         "test_store_deaths.py::test_the_next_to_come_gives_back_the_memory_that_a_killed_process_had_evicted",
     ),
     Mutation(
@@ -377,6 +377,28 @@ MUTATIONS = [
         "test_store_theory.py::test_a_valued_store_is_within_a_sample_of_the_best_choice_and_stays_there",
     ),
     Mutation(
+        "promise the same memory to two stores",
+        "build_budget.py",
+        "    return max(0, available_bytes() - sum(waiting))",
+        "    return available_bytes()",
+        "test_build.py::test_stores_of_one_program_do_not_count_on_the_same_memory",
+    ),
+    Mutation(
+        "name packs without their place",
+        "build_pack.py",
+        "repr((fingerprint, ends))",
+        "repr((fingerprint,))",
+        "test_build.py::test_sets_whose_files_differ_in_nothing_but_their_place_have_packs_of_their_own",
+    ),
+    Mutation(
+        "give up a file for pixels that do not fit",
+        "cache/extents.py",
+        "        if header[Field.kept_bytes] - kept_bytes + self.footprint(size_bytes) > table.settings.max_bytes:\n"
+        "            return False\n",
+        "",
+        "test_store_theory.py::test_a_file_whose_pixels_do_not_fit_stays_a_file",
+    ),
+    Mutation(
         "build a pack in place",
         "cache/pack_build.py",
         'return path.with_suffix(".tmp")',
@@ -393,7 +415,7 @@ MUTATIONS = [
     Mutation(
         "use a packed sample unchecked",
         "cache/packed.py",
-        "fresh = self._stamp(id) == int(self._pack.index.stamps[id])",
+        "fresh = self._pack.holds(id, self._where(id), self._stamp(id))",
         "fresh = True",
         "test_pack.py::test_a_changed_file_comes_from_the_source_and_is_told_once",
     ),

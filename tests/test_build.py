@@ -309,6 +309,7 @@ def test_sets_whose_files_differ_in_nothing_but_their_place_have_packs_of_their_
         for source in sources:
             with loading_of(source, Cache(), pack) as (loading, _):
                 assert loading.load(0) == source.read(0)
+    assert len(list((tmp_path / "packs").glob("*.pack"))) == 2, "each run would pack anew what the other has packed"
 
 
 def test_a_budget_above_what_is_free_is_refused(tmp_path: Path) -> None:
