@@ -367,6 +367,7 @@ def test_the_interpreter_exits_with_files_left_open(start: StartRank) -> None:
         rank.do("share", "a", LONG_S)
     first.end()
     other.end()
+    assert [rank.process.returncode for rank in (first, other)] == [0, 0]
 
 
 def test_a_received_descriptor_is_not_inherited_by_programs(start: StartRank) -> None:
