@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.cache.load import Sample
+from pipeline.cache.load import Sample, sample_bytes
 from pipeline.decode import inspect
 from pipeline.transforms.geometry import limit_side
 
@@ -50,7 +50,7 @@ def look_at_some(read: Callable[[int], Sample], num_samples: int, max_side: int 
         for id, future in [(id, pool.submit(_timed, read, id)) for id in ids]:
             try:
                 looked = future.result()
-                encoded.append(_size_bytes(looked.sample))
+                encoded.append(sample_bytes(looked.sample))
                 decoded.append(_pixel_bytes(looked.sample, max_side))
             except (OSError, ValueError):  # the loop that wants this sample will meet the error, at its place
                 continue
@@ -68,10 +68,6 @@ def _timed(read: Callable[[int], Sample], id: int) -> LookedAt:
     began_s = time.perf_counter()
     sample = read(id)
     return LookedAt(sample, time.perf_counter() - began_s)
-
-
-def _size_bytes(sample: Sample) -> int:
-    return sample.nbytes if isinstance(sample, np.ndarray) else len(sample)
 
 
 def _pixel_bytes(sample: Sample, max_side: int | None) -> int:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.build_budget import StorePlan, num_stores_beside, preload_cures, promised
 from pipeline.build_pack import build_pack
-from pipeline.build_store import fill, is_shared, shared_store
+from pipeline.build_store import fill, is_shared, keep_looked_at, shared_store
 from pipeline.cache.host import HostRank, host_rank
 from pipeline.cache.load import HITS, MISSES, CachedLoad, RankedStore, Sample, Store, ValuedLoad
 from pipeline.cache.packed import PackedLoad
@@ -159,16 +159,7 @@ class _Making:
 
     def begin(self, store: Store, plan: StorePlan) -> None:
         """Keep the samples that were read for an estimate: no file is opened a second time for it."""
-        load = self.through(store, plan.read)
-        for id, looked in plan.looked_at.items():
-            if not store.wants(id):
-                break
-            self.stats.clock.add("read", looked.read_s)
-            with suppress(OSError, ValueError), store.claimed(id):  # whoever wants it meets the error, at its place
-                if isinstance(load, ValuedLoad):
-                    load.keep_read(id, *looked)
-                else:
-                    load.keep_read(id, looked.sample)
+        keep_looked_at(self.through(store, plan.read), plan.looked_at, self.stats)
         plan.looked_at.clear()
 
     def fill(self, load: Callable[[int], Sample], store: Store, rank: HostRank | None) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING
 
+from pipeline.build_estimate import LookedAt
 from pipeline.cache.host import HostRank, share_file
-from pipeline.cache.load import Sample, Store
+from pipeline.cache.load import CachedLoad, Sample, Store, ValuedLoad
 from pipeline.cache.settings import Settings
 from pipeline.config import CachePolicy, ConfigError
 from pipeline.preload import preload
+from pipeline.stats import Stats
 
 if TYPE_CHECKING:
     from pipeline.cache.shared_store import SharedStore
@@ -68,6 +70,16 @@ def shared_store(
         store = SharedStore(os.dup(file.fd))
     resources.callback(store.close)
     return store
+
+
+def keep_looked_at(load: CachedLoad | ValuedLoad, looked_at: Mapping[int, LookedAt], stats: Stats) -> None:
+    """Keep, as far as there is room, what was read to estimate sizes: it need not be read again."""
+    for id, looked in looked_at.items():
+        if not load.store.wants(id):
+            break
+        stats.clock.add("read", looked.read_s)
+        with suppress(OSError, ValueError), load.store.claimed(id):  # whoever wants it meets the error, at its place
+            load.keep_read(id, *looked)
 
 
 def fill(

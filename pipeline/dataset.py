@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from os import PathLike
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from pipeline.build_budget import free_bytes, refuse_preload
 from pipeline.build_estimate import look_at_some
-from pipeline.build_store import CAN_SHARE, fill, shared_store
+from pipeline.build_store import CAN_SHARE, fill, keep_looked_at, shared_store
 from pipeline.cache.load import HITS, MISSES, CachedLoad, Store
 from pipeline.cache.private_store import PrivateStore
 from pipeline.cache.settings import Kind, Settings
@@ -97,9 +97,7 @@ class HighPerformanceDataset(Dataset[tuple[Any, Any]]):
         cures = ["cache_size=... with preload=False", "smaller images"]
         sizes = look_at_some(self.source.read, len(self), None)
         refuse_preload(settings, sizes, "images", what="preload=True", cures=cures)
-        for id, looked in sizes.read.items():
-            with suppress(ValueError), store.claimed(id):  # the loading of all, below, meets the error
-                self._own.keep_read(id, looked.sample)
+        keep_looked_at(self._own, sizes.read, self._stats)
         fill(self._own, store, range(len(self)), num_threads=num_cores(), name="images", cures=cures)
         self._stats.forget(HITS, MISSES)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -89,6 +90,16 @@ class Scratch:
             if num_bytes <= _MAX_KEPT_BYTES:
                 self._buffers[name] = buffer
         return buffer[:num_bytes]
+
+
+class ThreadScratch(threading.local):
+    """`scratch`, another one for every thread that asks. Its memory does not travel: a pickled one begins anew."""
+
+    def __init__(self) -> None:
+        self.scratch = Scratch()
+
+    def __reduce__(self) -> tuple[type[ThreadScratch], tuple[()]]:
+        return ThreadScratch, ()
 
 
 def inspect(data: bytes) -> ImageInfo:

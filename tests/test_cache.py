@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from pipeline.cache import LRUCache, PinnedCache
-from pipeline.cache.load import CachedLoad, Sample
-from pipeline.cache.private_store import PrivateStore, sample_bytes
+from pipeline.cache.load import CachedLoad, Sample, sample_bytes
+from pipeline.cache.private_store import PrivateStore
 from pipeline.cache.settings import Settings
 from pipeline.config import CachePolicy
 from pipeline.sampler import ShuffleSampler

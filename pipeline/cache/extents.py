@@ -35,9 +35,6 @@ class Request(NamedTuple):
 class Extents(Protocol):
     """Gives out places in the data."""
 
-    def footprint(self, size_bytes: int) -> int:
-        """Bytes of the budget that a sample of `size_bytes` takes."""
-
     def reserve(self, request: Request) -> int | None:
         """Where the sample may be put, counted from the data's start; None if there is no room."""
 

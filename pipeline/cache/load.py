@@ -18,6 +18,12 @@ from pipeline.stats import StageClock, Stats
 Sample = bytes | NDArray[np.uint8]
 """An encoded image, or decoded RGB pixels `(H, W, 3)`."""
 
+
+def sample_bytes(sample: Sample) -> int:
+    """Memory that a sample takes."""
+    return sample.nbytes if isinstance(sample, np.ndarray) else len(sample)
+
+
 HITS, MISSES = "cache_hits", "cache_misses"
 """What `Stats` calls samples that a store had, and those that it had not."""
 
@@ -95,8 +101,8 @@ class CachedLoad:
         """Sample `id`. Raises what `read` and `decode` raise; a failure is not remembered."""
         return _kept_or_loaded(id, self.store, self._stats.clock, load=self._load, read=self._read)[0]
 
-    def keep_read(self, id: int, sample: Sample) -> Sample:
-        """Keep sample `id`, which was read and is claimed; gives what was kept."""
+    def keep_read(self, id: int, sample: Sample, _read_s: float = 0.0) -> Sample:
+        """Keep sample `id`, which was read, in whatever time, and is claimed; gives what was kept."""
         if self._decode is not None:
             sample = self._decode(id, sample)
         self.store.keep(id, sample)
@@ -150,7 +156,7 @@ class ValuedLoad:
         """What keeping it saves, for what it costs: in bytes, or in images where their number is limited."""
         if self.store.settings.max_images is not None:
             return saved_s
-        return saved_s / max(1, sample.nbytes if isinstance(sample, np.ndarray) else len(sample))
+        return saved_s / max(1, sample_bytes(sample))
 
     def _load(self, id: int) -> Sample:
         began_s = time.perf_counter()

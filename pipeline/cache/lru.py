@@ -131,11 +131,6 @@ class LRUCache(Generic[K, V]):
                 "bytes": self._bytes,
             }
 
-    def reset_counts(self) -> None:
-        """Count hits, misses and evictions from 0; the entries stay."""
-        with self._lock:
-            self._hits = self._misses = self._evictions = 0
-
     def _over_budget(self) -> bool:
         too_many = self._capacity is not None and len(self._entries) > self._capacity
         return too_many or (self._max_bytes is not None and self._bytes > self._max_bytes)

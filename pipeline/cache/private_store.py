@@ -7,16 +7,11 @@ from contextlib import AbstractContextManager
 import numpy as np
 
 from pipeline.cache.claims import Claims
-from pipeline.cache.load import Sample
+from pipeline.cache.load import Sample, sample_bytes
 from pipeline.cache.lru import LRUCache
 from pipeline.cache.pinned import PinnedCache
 from pipeline.cache.settings import Settings
 from pipeline.config.cache import CachePolicy
-
-
-def sample_bytes(sample: Sample) -> int:
-    """Memory that a cached sample holds."""
-    return sample.nbytes if isinstance(sample, np.ndarray) else len(sample)
 
 
 class PrivateStore:

@@ -1,20 +1,18 @@
-"""What a worker loads samples by when no cache stands before it: timed reads, and whole images decoded to be kept.
+"""What a worker loads samples by, or fills a store with: timed reads, and whole images decoded to be kept.
 
 Worker processes import this file and not what builds it: every module is memory in each of them.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.load import Sample
-from pipeline.decode import Scratch, decode, inspect
+from pipeline.decode import Scratch, ThreadScratch, decode, inspect
 from pipeline.stats import Stats
 from pipeline.transforms.sample import shrink_to
 
@@ -55,15 +53,7 @@ class Decoding:
         self._max_side = max_side
         self._stats = stats
         self._borrow = borrow
-        self._local = threading.local()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Scratch memory belongs to threads of one process.
-        return self.__dict__ | {"_local": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._local = threading.local()
+        self._own = ThreadScratch()
 
     def __call__(self, id: int) -> NDArray[np.uint8]:
         """Read and decode sample `id`."""
@@ -86,7 +76,4 @@ class Decoding:
     def _scratch(self) -> Scratch:
         if not self._borrow:
             return Scratch()
-        scratch: Scratch | None = getattr(self._local, "scratch", None)
-        if scratch is None:
-            scratch = self._local.scratch = Scratch()
-        return scratch
+        return self._own.scratch

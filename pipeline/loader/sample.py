@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decode import Scratch
+from pipeline.decode import Scratch, ThreadScratch
 from pipeline.loader.job import Begin
 from pipeline.stats import StageClock, Stats
 
@@ -88,15 +88,7 @@ class MakeSample:
         self.most_rows = 1 if self._together is None else self._together.most_rows
         self._where = where
         self._stats = stats
-        self._local = threading.local()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Scratch memory belongs to threads of one process.
-        return self.__dict__ | {"_local": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._local = threading.local()
+        self._threads = ThreadScratch()
 
     def __call__(self, id: int, draws: NDArray[np.float64], row: NDArray[np.generic]) -> None:
         """Write sample `id` into `row`."""
@@ -167,12 +159,7 @@ class MakeSample:
 
     def _own(self) -> tuple[Scratch, StageClock]:
         """The calling thread's scratch memory and clock."""
-        local = self._local
-        try:
-            return local.scratch, local.clock
-        except AttributeError:
-            local.scratch, local.clock = Scratch(), self._stats.clock
-            return local.scratch, local.clock
+        return self._threads.scratch, self._stats.clock
 
     def _note(self, error: Exception, stage: str, id: int) -> None:
         if not any("sample id" in note for note in getattr(error, "__notes__", ())):
