@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup train test check soak coverage bench clean
+.PHONY: help setup train test check soak coverage bench peers clean
 
 help:
 	@echo "make train     set up, generate the small synthetic data, train, evaluate"
@@ -12,7 +12,8 @@ help:
 	@echo "make soak      the long versions of the fault and fuzz tests"
 	@echo "make coverage  the test suite with a coverage report"
 	@echo "make bench     this loader beside torch's DataLoader on the small synthetic data"
-	@echo "make clean     remove the environment and caches (data/ and outputs/ stay)"
+	@echo "make peers     install other loaders for sweep=peers, each in an environment of its own in .peers/"
+	@echo "make clean     remove environments and caches (data/ and outputs/ stay)"
 
 setup: $(READY)
 
@@ -42,7 +43,10 @@ coverage: setup
 	$(BIN)/python -m pytest --cov=pipeline --cov-report=term-missing:skip-covered
 
 bench: setup
-	$(BIN)/python bench.py bench.compare=[torch] preload=none
+	$(BIN)/python bench.py -m bench.contender=torch,headrace preload=none
+
+peers: setup
+	$(BIN)/python -m pipeline.bench.peers.build
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage
+	rm -rf $(VENV) .peers build *.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage

@@ -2,7 +2,7 @@
 
     python bench.py                                   2,000 generated images at 224 pixels
     python bench.py -m loader.num_workers=0,4,8       a trial for each value, and a table
-    python bench.py bench.compare=[torch]             beside torch's DataLoader, on the same files
+    python bench.py bench.contender=torch             torch's DataLoader, on the same files
 
 `hydra_main` is `@hydra.main` (tab completion looks for these words) with the configuration checked first.
 """

@@ -130,7 +130,8 @@ class Pipeline:
         """Counts, seconds waited for batches, milliseconds an image per stage, and what the store has had.
 
         `cache_hit_pct` is the part of all samples so far that the store had; `cache_bound_pct` the most that any cache
-        of this capacity could have had of them, and `cache_kept_pct` the part of the source that is kept now.
+        of this capacity could have had of them, `cache_kept_pct` the part of the source that is kept now, and
+        `cache_capacity_pct` the part that there is room for.
         """
         totals = self._loader.stats_counters.summary()
         if self._prefetcher is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -48,11 +49,21 @@ class Loading:
         numbers: dict[str, float] = {"cache_hits": hits, "cache_misses": misses}
         numbers |= {f"cache_{name}": number for name, number in kept.items()}
         numbers["cache_kept_pct"] = 100 * fraction
+        numbers["cache_capacity_pct"] = 100 * self._capacity(self.store, kept)
         numbers["cache_hit_pct"] = 100 * hits / max(1, asked)
         if has_bound:
             num_cold = 0 if self.is_preloaded else asked if first_epoch_samples is None else first_epoch_samples
             numbers["cache_bound_pct"] = 100 * bound(fraction, asked, num_cold=num_cold)
         return numbers
+
+    @staticmethod
+    def _capacity(store: Store, kept: dict[str, int]) -> float:
+        """The part of all samples that there is room for, judged by the size of those that are kept."""
+        num_samples, num_kept = max(1, store.settings.num_samples), kept["entries"]
+        if store.is_full:
+            return num_kept / num_samples
+        room = store.settings.max_bytes * num_kept / max(1, kept["bytes"]) if num_kept else math.inf
+        return min(num_samples, room, store.settings.max_images or math.inf) / num_samples
 
 
 def build_loading(

@@ -47,12 +47,11 @@ def build_pack(
         name: what is packed, for the file's name and the progress bar.
         resources: closes the pack.
     """
-    directory = Path(preloading.dir)
     # Decoders of another version may make other pixels; whoever changes them must not get the old ones.
     decoders = f"simplejpeg {simplejpeg.__version__}, Pillow {PIL.__version__}"
     pixels = f"decoded, max_side {max_side}, {decoders}" if decoded else "encoded"
     fingerprint = source.fingerprint()
-    family = f"{name}-{_kind(decoded, max_side)}-"
+    path = pack_path(source, preloading, decoded=decoded, max_side=max_side, name=name)
     contents = PackContents(
         PackKey.of(fingerprint, pixels),
         len(source),
@@ -61,20 +60,27 @@ def build_pack(
         where=source.where,
     )
     pack = open_or_build(
-        directory / f"{family}{_whose(source, fingerprint)}.pack",
+        path,
         contents,
-        family=family,
+        family=_family(name, decoded, max_side),
         each=lambda make, ids: preload(make, ids, num_threads=num_threads, name=name),
-        check_room=partial(_check_room, directory, source, decoded=decoded, max_side=max_side),
+        check_room=partial(_check_room, path.parent, source, decoded=decoded, max_side=max_side),
     )
     resources.callback(pack.close)
     return PackedLoad(pack, load=load, stamp=source.stamp, where=source.where)
 
 
-def _kind(decoded: bool, max_side: int | None) -> str:
+def pack_path(source: Source, preloading: Preload, *, decoded: bool, max_side: int | None, name: str) -> Path:
+    """Where the pack of `source` lies that `build_pack`, asked for the same, opens or builds."""
+    family = _family(name, decoded, max_side)
+    return Path(preloading.dir) / f"{family}{_whose(source, source.fingerprint())}.pack"
+
+
+def _family(name: str, decoded: bool, max_side: int | None) -> str:
+    """How the names of packs begin that differ in their samples only."""
     if not decoded:
-        return "encoded"
-    return "decoded" if max_side is None else f"decoded-{max_side}"
+        return f"{name}-encoded-"
+    return f"{name}-decoded-" if max_side is None else f"{name}-decoded-{max_side}-"
 
 
 def _only_bytes(load: Callable[[int], Sample], id: int) -> bytes:

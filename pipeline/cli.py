@@ -48,20 +48,25 @@ class Door(Callback):
             cfg = to_config(config, cwd=config.hydra.runtime.cwd)
             if not isinstance(cfg, BenchConfig):
                 _begin_or_continue(cfg, config.hydra)
+            elif cfg.sweep.resume is not None:
+                raise ConfigError(f"sweep.resume={cfg.sweep.resume} continues a sweep; add -m and what it sweeps over")
         except (ConfigError, OSError) as error:  # Hydra would turn an OSError into a warning, and overwrite the run
             _refuse(error)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Refuse to continue a sweep, and to write over one."""
+        """Refuse to continue a sweep of runs, and to write over one."""
         if config.resume is not None:
             _refuse(ConfigError(f"resume={config.resume} continues one run, not a sweep; leave out -m, or resume"))
+        if "bench" in config:
+            _check_sweep_dir(config)
         earlier = next(Path(config.hydra.sweep.dir).rglob(str(LAST)), None)
         if earlier is not None:
             _refuse(ConfigError(f"{config.hydra.sweep.dir} holds a sweep already, with {earlier}; change run.name"))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the sweep's table; the exit code is 1 if a job failed."""
-        if print_sweep(Path(config.hydra.sweep.dir), program=config.hydra.job.name):
+        num_failed = _report(config) if "bench" in config else print_sweep(Path(config.hydra.sweep.dir))
+        if num_failed:
             raise SystemExit(1)
 
 
@@ -166,6 +171,40 @@ def _begin_or_continue(cfg: TrainConfig, hydra_config: DictConfig) -> None:
             sys.exit(0)
     if cfg.resume is not None:
         keep_earlier(run_dir, [name for name in (hydra_config.output_subdir, f"{hydra_config.job.name}.log") if name])
+
+
+def _report(config: DictConfig) -> int:
+    """Write and print the report of a benchmark's sweep, and return how many trials failed."""
+    from pipeline.bench.report import write_report  # not above: train.py needs none of it
+    from pipeline.bench.sweep import describe_jobs
+    from pipeline.bench.sweep_file import NAME
+
+    sweep_dir = Path(config.hydra.sweep.dir)
+    try:
+        if not (sweep_dir / NAME).exists():
+            describe_jobs(config, sweep_dir)
+        return write_report([sweep_dir], sweep_dir, terminal=sys.stdout)
+    except Exception as error:  # Hydra would make a warning of it, and an exit code of 0
+        traceback.print_exc()
+        raise SystemExit(1) from error
+
+
+def _check_sweep_dir(config: DictConfig) -> None:
+    """Refuse to write over a benchmark's sweep, and to go on with what is none."""
+    from pipeline.bench.sweep_file import NAME, SweepFile
+
+    sweep_dir, launcher = Path(config.hydra.sweep.dir), str(config.hydra.launcher._target_)
+    try:
+        if config.sweep.resume is not None:
+            if not launcher.startswith("hydra_plugins.headrace."):
+                raise ConfigError(
+                    f"sweep.resume is for hydra/launcher=headrace, got {launcher}; leave the launcher out"
+                )
+            SweepFile.read(sweep_dir)
+        elif (sweep_dir / NAME).exists():
+            raise ConfigError(f"{sweep_dir} holds a sweep already; change run.name, or use sweep.resume={sweep_dir}")
+    except ConfigError as error:
+        _refuse(error)
 
 
 def _left_behind(stopped: Stopped, composed: DictConfig, run_dir: Path) -> str:

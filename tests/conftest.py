@@ -19,12 +19,31 @@ def jpegs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
+def trial_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 images of two classes for training: six batches of four."""
+    root = tmp_path_factory.mktemp("trial_folder")
+    for name in ("cats", "dogs"):
+        write_jpegs(root / "train" / name, 12)
+        write_jpegs(root / "val" / name, 1)
+    return root
+
+
+@pytest.fixture(scope="session")
 def broken_jpeg(tmp_path_factory: pytest.TempPathFactory, jpegs: list[Path]) -> Path:
     """A JPEG cut in the middle of its scan."""
     path = tmp_path_factory.mktemp("broken") / "cut.jpg"
     data = jpegs[0].read_bytes()
     path.write_bytes(data[: len(data) * 2 // 3])
     return path
+
+
+@pytest.fixture
+def torch_as_before() -> Iterator[None]:
+    """For what sets torch's threads and seed for the whole process."""
+    num_threads, generator = torch.get_num_threads(), torch.random.get_rng_state()
+    yield
+    torch.set_num_threads(num_threads)
+    torch.random.set_rng_state(generator)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_SECONDS = 60
+NUM_AT_ONCE = 2  # most tests wait for processes half of their time
 CONTROL = "(no edit: every test passes)"
 
 
@@ -596,7 +597,7 @@ MUTATIONS = [
     ),
     Mutation(
         "write a checkpoint in place",
-        "training/checkpoint.py",
+        "training/replacing.py",
         "aside = path.with_name(_aside(path.name, os.getpid()))",
         "aside = path",
         "test_training.py::test_a_checkpoint_that_cannot_be_written_leaves_the_old_one_and_no_rubbish",
@@ -862,6 +863,119 @@ MUTATIONS = [
         "",
         "test_interrupts.py::test_the_state_counts_what_the_loop_was_given_before_ctrl_c[serial]",
     ),
+    Mutation(
+        "charge what lies ready to the pass",
+        "bench/trial.py",
+        "            settle(self._feed, self._take, self._contender.num_ready)\n            parts.append(",
+        "            parts.append(",
+        "test_trial.py::test_warm_up_and_what_lies_ready_are_taken_before_the_clock_starts[1-6]",
+    ),
+    Mutation(
+        "forget the CPU time of children that have ended",
+        "bench/memory.py",
+        "            return ended_s + living_s",
+        "            return living_s",
+        "test_bench_costs.py::test_the_cpu_seconds_of_a_child_count_while_it_lives_and_after_it_has_ended",
+    ),
+    Mutation(
+        "count a cache's hits from the beginning",
+        "bench/counts.py",
+        "before, first_step = self._now(), feed.step",
+        "before, first_step = dict.fromkeys(self._now(), 0.0), feed.step",
+        "test_trial.py::test_the_automatic_warm_up_fills_a_cache[0]",
+    ),
+    Mutation(
+        "keep mapped pages of dropped files",
+        "bench/page_cache.py",
+        "            _let_go(mapped[file])\n",
+        "",
+        "test_cold_files.py::test_a_pack_is_dropped_although_this_process_maps_it",
+    ),
+    Mutation(
+        "mix rounds of two configurations",
+        "bench/result.py",
+        '("contender", "config", "dataset", "host")',
+        '("contender", "dataset", "host")',
+        "test_result.py::test_rounds_of_different_trials_are_not_made_one[config]",
+    ),
+    Mutation(
+        "stop as soon as an interval is narrow",
+        "bench/noise.py",
+        " and _half_width_of_sizes(ratios) <= narrow",
+        "",
+        "test_noise.py::test_that_all_rounds_agree_by_chance_is_no_reason_to_stop",
+    ),
+    Mutation(
+        "measure the trials in one order",
+        "bench/noise.py",
+        'return [int(trial) for trial in np.argsort(drawn[:, 0], kind="stable")]',
+        "return list(range(num_trials))",
+        "test_noise.py::test_every_order_comes_as_often_as_another",
+    ),
+    Mutation(
+        "call equal what cannot be told",
+        "bench/noise.py",
+        "return Verdict.same if is_narrow(interval, tell_pct) else Verdict.unknown",
+        "return Verdict.same",
+        "test_noise.py::test_a_verdict_is_same_only_where_the_difference_that_matters_would_have_been_seen"
+        "[0.95-1.06-cannot tell]",
+    ),
+    Mutation(
+        "serve a peer from files of before a change",
+        "bench/peers/prepared.py",
+        " and made_from.read_text() == stamps:",
+        ":",
+        "test_peers.py::test_a_file_is_prepared_once_and_again_after_a_change",
+    ),
+    Mutation(
+        "run a peer where it was never seen to work",
+        "bench/peers/environments.py",
+        "if (environment / READY).exists() and python_in(environment).exists():",
+        "if python_in(environment).exists():",
+        "test_peers.py::test_a_loader_runs_where_it_was_seen_to_work",
+    ),
+    Mutation(
+        "leave what a killed trial started",
+        "bench/trial_process.py",
+        "            member.kill()\n",
+        "            continue\n",
+        "test_rounds.py::test_a_process_that_hangs_is_killed_with_all_it_started",
+    ),
+    Mutation(
+        "go on after a trial has failed with it",
+        "bench/rounds.py",
+        'return self.result.get("status") in ("failed", "skipped")',
+        "return False",
+        "test_rounds.py::test_a_trial_that_failed_has_no_further_rounds",
+    ),
+    Mutation(
+        "resume a sweep of another configuration",
+        "bench/sweep_file.py",
+        "            if then.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)",
+        "            if then.get(key) is None and not key.startswith(MAY_CHANGE)",
+        "test_sweep.py::test_a_resumed_sweep_says_which_keys_of_its_base_differ",
+    ),
+    Mutation(
+        "pair rounds of two sittings",
+        "bench/compare.py",
+        '(trial.sweep.directory, repeat["sitting"], repeat["round"])',
+        '(trial.sweep.directory, repeat["round"])',
+        "test_report.py::test_rounds_that_were_not_interleaved_give_a_ratio_without_an_interval",
+    ),
+    Mutation(
+        "drop the columns that do not fit",
+        "bench/table.py",
+        "rest = [column for column in rest if column not in shown]",
+        "rest = []",
+        "test_report.py::test_columns_that_do_not_fit_move_to_a_second_table",
+    ),
+    Mutation(
+        "compare with a stand-in as if it were the baseline",
+        "bench/compare.py",
+        "return self.baseline is not None and self.baseline is self.meant",
+        "return self.baseline is not None",
+        "test_report.py::test_a_baseline_without_a_result_is_stood_in_for_and_the_report_says_so",
+    ),
 ]
 
 
@@ -889,7 +1003,7 @@ def run_tests(tests: list[str], edit: tuple[str, str] | None = None) -> int:
 
 
 def _run_in_copy(directory: Path, tests: list[str], edit: tuple[str, str] | None) -> int:
-    for part in ("pipeline", "conf", "tests"):
+    for part in ("pipeline", "conf", "hydra_plugins", "tests"):
         shutil.copytree(ROOT / part, directory / part, ignore=shutil.ignore_patterns("__pycache__"))
     for part in ("pyproject.toml", "train.py", "bench.py"):
         shutil.copy(ROOT / part, directory / part)
@@ -909,6 +1023,32 @@ def _run_in_copy(directory: Path, tests: list[str], edit: tuple[str, str] | None
     return int(code)
 
 
+def start_lane(mutations: list[Mutation]) -> int:
+    """Check `mutations` one after another in a child, and return the pipe that gives the results as JSON, at its end.
+
+    A child and no thread: the tests' processes are forked.
+    """
+    reader, writer = os.pipe()
+    if os.fork() > 0:
+        os.close(writer)
+        return reader
+    try:
+        with open(writer, "w") as file:
+            json.dump({mutation.name: timed_check(mutation) for mutation in mutations}, file)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(70)
+    os._exit(0)
+
+
+def timed_check(mutation: Mutation) -> str:
+    """`check`, with a line for people."""
+    began = time.perf_counter()
+    result = check(mutation)
+    sys.stderr.write(f"{mutation.name:58} {result} after {time.perf_counter() - began:.0f} s\n")
+    return result
+
+
 def main(names: list[str]) -> int:
     """Check the mutations named, or all; print a line each and, for the test suite, the results as JSON."""
     import cv2  # noqa: F401  here and below: heavy imports that children inherit
@@ -919,10 +1059,9 @@ def main(names: list[str]) -> int:
     chosen = [mutation for mutation in MUTATIONS if not names or mutation.name in names]
     control = run_tests([mutation.test for mutation in chosen])
     results = {CONTROL: "passed" if control == 0 else f"exit code {control} without any edit"}
-    for mutation in chosen:
-        began = time.perf_counter()
-        results[mutation.name] = check(mutation)
-        sys.stderr.write(f"{mutation.name:58} {results[mutation.name]} after {time.perf_counter() - began:.0f} s\n")
+    for lane in [start_lane(chosen[first::NUM_AT_ONCE]) for first in range(NUM_AT_ONCE)]:
+        with open(lane) as file:
+            results |= json.loads(file.read())
     sys.stdout.write(json.dumps(results) + "\n")
     return int(any(result not in ("caught", "passed") for result in results.values()))
 

@@ -216,7 +216,7 @@ def test_the_table_fits_100_columns_and_keeps_keys_apart() -> None:
 
 def test_a_job_without_a_summary_counts_as_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "0").mkdir()
-    assert print_sweep(tmp_path, program="train") == 1
+    assert print_sweep(tmp_path) == 1
     assert f"0: no summary.json in {tmp_path / '0'}" in capsys.readouterr().out
 
 

@@ -74,10 +74,11 @@ def config(*overrides: str, program: str = "train", cwd: str = "/") -> Any:
 
 
 def _options_by_program() -> Iterator[tuple[str, str]]:
-    """Each option once, and what may set keys of any group with both programs."""
+    """Each option once, and what may set keys of any group with both programs, unless it sets keys of bench."""
     for option in OPTIONS:
         group = option.partition("/")[0]
-        programs = PROGRAMS if group in ("experiment", "sweep") else ("bench",) if group == "bench" else ("train",)
+        of_bench = group in ("bench", "rung") or option in ("sweep/cache", "sweep/ladder", "sweep/peers")
+        programs = ("bench",) if of_bench else PROGRAMS if group in ("experiment", "sweep") else ("train",)
         yield from ((option, program) for program in programs)
 
 
@@ -159,7 +160,7 @@ def test_a_saved_configuration_read_as_yaml_keeps_every_value(tmp_path: Path) ->
 def _leaves(node: DictConfig, prefix: str = "") -> Iterator[str]:
     for key in map(str, node):
         child = node._get_node(key)
-        if OmegaConf.is_dict(child):
+        if OmegaConf.is_dict(child) and child:
             yield from _leaves(child, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}"

@@ -63,12 +63,11 @@ def test_two_steps_of_training_leave_a_whole_report(folder: Path, tmp_path: Path
     assert checkpoint["preprocessing"]["augment"] == "none"
 
 
-def test_a_trial_measures_the_pipeline_its_ceiling_and_torch_in_turn(folder: Path, tmp_path: Path) -> None:
+def test_a_trial_measures_the_pipeline_and_its_references_in_turn(folder: Path, tmp_path: Path) -> None:
     finished = run(
         "bench.py",
         "data=folder",
         f"data.root={folder}",
-        "bench.compare=[torch]",
         "bench.batches=2",
         "bench.repeats=2",
         "bench.warmup=1",
@@ -77,12 +76,20 @@ def test_a_trial_measures_the_pipeline_its_ceiling_and_torch_in_turn(folder: Pat
     )
     assert finished.returncode == 0, finished.stderr
     result = report(tmp_path / "outputs/bench/two/result.json")
-    assert result["status"] == "completed"
-    assert list(result["contenders"]) == ["headrace", "decode only", "torch"]
-    assert all(len(row["samples_per_sec"]) == 2 for row in result["contenders"].values())
+    assert (result["status"], result["contender"], len(result["repeats"])) == ("completed", "headrace", 2)
+    rates = {"samples_per_sec", "samples_per_cpu_sec", "decode_ceiling_per_sec", "resident_per_sec"}
+    assert all(repeat[rate] > 0 for repeat in result["repeats"] for rate in rates)
     assert result["samples_per_sec_min"] <= result["samples_per_sec"] <= result["samples_per_sec_max"]
-    assert {"vs_torch", "samples_per_cpu_sec", "first_batch_s", "peak_pss_mb", "dataset"} <= set(result)
+    assert result["first_batch_from_start_s"] > result["first_batch_s"] > result["build_s"]
+    assert {"epoch_gap_s", "peak_pss_mb", "cache_hit_pct", "dataset", "config", "versions", "host"} <= set(result)
     assert all(len(line) <= 100 for line in finished.stdout.splitlines() if not line.startswith("report"))
+
+
+def test_an_objective_that_is_no_number_of_a_trial_is_one_line_and_exit_code_2(folder: Path, tmp_path: Path) -> None:
+    finished = run("bench.py", "data=folder", f"data.root={folder}", "bench.objective=speed", cwd=tmp_path)
+    assert finished.returncode == 2
+    assert finished.stderr.count("\n") == 1
+    assert "bench.objective=speed is no number of result.json" in finished.stderr
 
 
 def test_a_broken_image_ends_training_with_its_path_and_a_failed_summary(tmp_path: Path) -> None:

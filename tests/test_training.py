@@ -607,7 +607,7 @@ def test_a_checkpoint_brings_back_weights_optimizer_schedule_and_all_that_descri
     assert state["preprocessing"]["size"] == 32
     assert state["config"]["optim"]["name"] == "sgd"
 
-    learner = run_module._learner(cfg, CPU, num_classes=3, steps_per_epoch=6)
+    learner = run_module.build_learner(cfg, CPU, num_classes=3, steps_per_epoch=6)
     learner.model.load_state_dict(state["model"])
     learner.optimizer.load_state_dict(state["optimizer"])
     learner.scheduler.load_state_dict(state["scheduler"])

@@ -1,175 +1,163 @@
-"""One trial: the configured pipeline's throughput, beside a ceiling and peers, in interleaved rounds."""
+"""One trial: a loader's throughput, and what it costs, in passes over batches that are all consumed."""
 
 from __future__ import annotations
 
 import json
-import statistics
+import logging
+import math
+import os
 import sys
 import time
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import psutil
 import torch
 
-from pipeline.bench.contenders import Contender, Stream, decode_only, headrace, torch_dataloader
-from pipeline.build import Pipeline, build_pipeline
-from pipeline.config import Bench, BenchConfig, ConfigError
-from pipeline.training.checkpoint import replacing
+from pipeline.bench import peers
+from pipeline.bench.cold import Files, check_cold
+from pipeline.bench.contender import Contender
+from pipeline.bench.counts import Counts
+from pipeline.bench.memory import process_age_s, pss_mb
+from pipeline.bench.noise import is_known
+from pipeline.bench.passes import Feed, Pass, Take, joined, make_step, read_batch, run_pass, settle, wait_until_idle
+from pipeline.bench.peers import headrace
+from pipeline.bench.peers.headrace import PipelineContender
+from pipeline.bench.references import References
+from pipeline.bench.result import COUNTED, REPEAT, Result, check_objective, greatest, median, summary
+from pipeline.bench.trial_table import trial_table
+from pipeline.build_source import open_source
+from pipeline.config import BenchConfig, CachePolicy, ConfigError, PreloadMode
+from pipeline.config.bench import AUTO, BenchMode, ContenderName
+from pipeline.sources import Source
 from pipeline.training.compute import choose_device
 from pipeline.training.environment import commit, host, plain, versions
+from pipeline.training.loop import Clock
+from pipeline.training.replacing import replacing
+from pipeline.training.run import choose_num_threads
 
-PROJECT = "headrace"
-DECODE_ONLY = "decode only"
-CPU_TICK_S = 0.01
-"""What the system counts CPU time in: a pass too short for one tick is taken to have used it."""
-IDLE_CHECK_S, MAX_IDLE_CHECKS = 0.05, 100
+WARMUP_BATCHES = 10
+MIN_PASSES, MAX_PASSES = 7, 100
+"""Of `bench.repeats=auto` in one process."""
 
+NUM_BORDERS = 3
+"""Epochs' borders that are crossed where no timed pass crosses one, and batches before and behind each."""
+BEFORE_BORDER, BEHIND_BORDER = 8, 4
 
-@dataclass(slots=True)
-class Measured:
-    """One contender's timed passes."""
+WaitTurn = Callable[[], None]
+"""Returns when this process is to work."""
 
-    samples_per_sec: list[float] = field(default_factory=list)
-    samples_per_cpu_sec: list[float] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Own:
-    """What only the configured pipeline is asked.
-
-    `build_s` opens (at a first run: generates) and preloads; `first_batch_s` is from there to the first batch.
-    `peak_pss_mb` is this process's proportional set size after its passes, in 10^6 bytes; its workers are threads.
-    """
-
-    build_s: float
-    first_batch_s: float
-    peak_pss_mb: float | None = None
+_log = logging.getLogger(__name__)
 
 
 def run_trial(cfg: BenchConfig, run_dir: Path) -> float:
-    """Measure `cfg`, write `result.json` into `run_dir`, print a table, and return the median samples/s.
+    """Measure `cfg`, write `result.json` into `run_dir`, print a table, and return the number `bench.objective` names.
 
-    Every contender gets a timed pass in every round, in turn, and consumes every batch. Sets torch's threads to one.
+    NaN where this trial has no such number. Sets torch's threads.
+
+    Raises:
+        ConfigError: `cfg` cannot be measured here: its loader is not installed, its files cannot be dropped, ...
     """
-    torch.set_num_threads(1)
-    device = choose_device(cfg.run.device)
-    began_s = time.perf_counter()
-    with build_pipeline(cfg, split="train", device=device) as pipeline, ExitStack() as stack:
-        if len(pipeline) == 0:
-            raise ConfigError(
-                f"loader.drop_last leaves no batch of {pipeline.num_samples} samples; use a smaller batch"
-            )
-        own = Own(build_s=time.perf_counter() - began_s, first_batch_s=_first_batch_s(pipeline))
-        contenders = {PROJECT: stack.enter_context(headrace(pipeline, cfg))}
-        num_workers, batch_size = pipeline.num_workers, cfg.loader.batch_size
-        if isinstance(pipeline.source.read(0), bytes):
-            contenders[DECODE_ONLY] = stack.enter_context(decode_only(pipeline.source, batch_size, num_workers))
-        if "torch" in cfg.bench.compare:
-            peer = torch_dataloader(pipeline.source, cfg, num_workers, device)
-            contenders["torch"] = stack.enter_context(peer)
-        measured = _rounds(contenders, own, cfg.bench, num_batches=cfg.bench.batches or len(pipeline))
-        result = _result(cfg, pipeline, measured, own)
+    check_objective(cfg)
+    repeats = None if cfg.bench.repeats == AUTO else int(cfg.bench.repeats)
+    result = measure(cfg, repeats=repeats, references=cfg.bench.references)
     with replacing(run_dir / "result.json") as file:
         file.write((json.dumps(result, indent=2) + "\n").encode())
-    sys.stdout.write(_table(result, run_dir))
-    return float(result["samples_per_sec"])
+    sys.stdout.write(trial_table(result) + f"report: {run_dir / 'result.json'}\n")
+    objective = result[cfg.bench.objective]
+    if objective is None:
+        _log.warning("bench.objective=%s is null in this trial", cfg.bench.objective)
+        return math.nan
+    return float(objective)
 
 
-def _first_batch_s(pipeline: Pipeline) -> float:
-    began_s = time.perf_counter()
-    next(iter(pipeline))
-    return time.perf_counter() - began_s
-
-
-def _rounds(contenders: dict[str, Contender], own: Own, bench: Bench, *, num_batches: int) -> dict[str, Measured]:
-    measured = {name: Measured() for name in contenders}
-    for contender in contenders.values():
-        _consume(contender.stream, bench.warmup)
-    for _ in range(bench.repeats):
-        for name, (stream, num_ready) in contenders.items():
-            _wait_until_idle()
-            # What lies ready was made off the clock; it is taken off the clock as well.
-            _consume(stream, num_ready)
-            cpu_s, began_s = _cpu_s(), time.perf_counter()
-            samples = _consume(stream, num_batches)
-            wall_s, cpu_s = time.perf_counter() - began_s, _cpu_s() - cpu_s
-            measured[name].samples_per_sec.append(samples / wall_s)
-            measured[name].samples_per_cpu_sec.append(samples / max(cpu_s, CPU_TICK_S))
-            if name == PROJECT:
-                own.peak_pss_mb = max(filter(None, (own.peak_pss_mb, _pss_mb())), default=None)
-    return measured
-
-
-def _wait_until_idle() -> None:
-    """Return when this process and its children rest, so that no contender's read-ahead is charged to the next."""
-    for _ in range(MAX_IDLE_CHECKS):
-        before_s = _cpu_s()
-        time.sleep(IDLE_CHECK_S)
-        if _cpu_s() - before_s <= CPU_TICK_S:
-            return
-
-
-def _consume(stream: Stream, num_batches: int) -> int:
-    samples = 0
-    for _ in range(num_batches):
-        images = next(stream)
-        images.sum()  # every byte is touched, as a model would
-        samples += len(images)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return samples
-
-
-def _cpu_s() -> float:
-    """CPU seconds of this process and its living descendants."""
-    process = psutil.Process()
-    times = [member.cpu_times() for member in (process, *process.children(recursive=True))]
-    return sum(time.user + time.system for time in times)
-
-
-def _pss_mb() -> float | None:
-    try:
-        return float(psutil.Process().memory_full_info().pss) / 1e6
-    except (AttributeError, psutil.Error):  # only Linux tells
-        return None
-
-
-def _result(
+def measure(
     cfg: BenchConfig,
-    pipeline: Pipeline,
-    measured: dict[str, Measured],
-    own: Own,
-) -> dict[str, Any]:
-    ours = measured[PROJECT]
-    stats = pipeline.stats()
-    ratios = {
-        f"vs_{name.replace(' ', '_')}": statistics.median(
-            mine / theirs for mine, theirs in zip(ours.samples_per_sec, other.samples_per_sec, strict=True)
-        )
-        for name, other in measured.items()
-        if name != PROJECT
-    }
+    *,
+    repeats: int | None,
+    references: bool,
+    started_s: float | None = None,
+    wait_turn: WaitTurn = lambda: None,
+) -> Result:
+    """Open the contender of `cfg`, warm it up, measure it in `repeats` passes, and close it.
+
+    Args:
+        cfg: the whole configuration.
+        repeats: timed passes; None: until the interval of their rates is narrow, or `bench.budget_s` is spent.
+        references: whether bare decoding and a resident batch are measured as well.
+        started_s: when this process began, on the clock of `time.perf_counter`; None: as the system says.
+        wait_turn: called, with this process at rest, before each of a pass's `bench.turns` parts and before what is
+            measured beside it; other trials' processes may work until it returns.
+
+    Raises ConfigError like `run_trial`.
+    """
+    clock = time.perf_counter
+    started_s = clock() - process_age_s() if started_s is None else started_s
+    check_cold(cfg)
+    _check_installed(cfg.bench.contender)
+    device = choose_device(cfg.run.device)
+    # A loop that only reads needs no core that the loader could use.
+    torch.set_num_threads(choose_num_threads(cfg) if cfg.bench.mode is BenchMode.train else 1)
+    peers.load(cfg)
+    before_s = clock() - started_s
+    with ExitStack() as stack:
+        contender, source, build_s = _opened(cfg, device, stack)
+        trial = Trial(cfg, contender, source, wait_turn=wait_turn)
+        trial.run(repeats=repeats, references=references)
+        first_batch_s = build_s + trial.first_wait_s
+        trial.repeats[0] |= {"first_batch_s": first_batch_s, "first_batch_from_start_s": before_s + first_batch_s}
+        return {**_measured(trial, build_s=build_s), **_facts(cfg, contender, source)}
+
+
+def _opened(cfg: BenchConfig, device: torch.device, stack: ExitStack) -> tuple[Contender, Source, float]:
+    """The contender, the samples that it reads, and the seconds that its construction took; `stack` closes them."""
+    if cfg.bench.contender is ContenderName.headrace:
+        headrace.prepare(cfg)
+        began_s = time.perf_counter()
+        own = stack.enter_context(headrace.open_pipeline(cfg, device))
+        return own, own.pipeline.source, time.perf_counter() - began_s
+    peers.prepare(cfg)
+    source = open_source(cfg.data, "train")
+    if hasattr(source, "close"):
+        stack.callback(source.close)
+    began_s = time.perf_counter()
+    contender = stack.enter_context(peers.open_contender(cfg, device))
+    return contender, source, time.perf_counter() - began_s
+
+
+def _check_installed(name: ContenderName) -> None:
+    if name is ContenderName.headrace:
+        return
+    interpreter = peers.interpreter(name)
+    if interpreter is None:
+        raise ConfigError(peers.why_not(name))
+    if os.path.abspath(interpreter) != os.path.abspath(sys.executable):
+        raise ConfigError(f"bench.contender={name} needs another Python: run bench.py with {interpreter}")
+
+
+def _measured(trial: Trial, *, build_s: float) -> Result:
     return {
         "status": "completed",
-        "samples_per_sec": statistics.median(ours.samples_per_sec),
-        "samples_per_sec_min": min(ours.samples_per_sec),
-        "samples_per_sec_max": max(ours.samples_per_sec),
-        "samples_per_cpu_sec": statistics.median(ours.samples_per_cpu_sec),
-        **plain(own),
-        "cache_hit_pct": stats.get("cache_hit_pct"),
-        "cache_bound_pct": stats.get("cache_bound_pct"),
-        **{key: stats[key] for key in ("read_ms", "decode_ms", "transform_ms")},
-        "num_workers": pipeline.num_workers,
-        "num_samples": pipeline.num_samples,
-        **ratios,
-        "contenders": plain(measured),
-        "served_from": _served_from(cfg),
-        "resize": {PROJECT: str(pipeline.transforms.resize), "torch": "antialiased bilinear (Pillow)"},
-        "layout": {PROJECT: "channels-last", "torch": "contiguous"},
-        "dataset": pipeline.source.fingerprint(),
+        **summary(trial.repeats),
+        **trial.counted(),
+        "cold_resident_pct": trial.files.stayed_pct,
+        "build_s": build_s,
+        "repeats": [{key: repeat.get(key) for key in REPEAT} for repeat in trial.repeats],
+    }
+
+
+def _facts(cfg: BenchConfig, contender: Contender, source: Source) -> Result:
+    return {
+        "contender": str(cfg.bench.contender),
+        "num_workers": contender.num_workers,
+        "num_samples": contender.num_samples,
+        "batch_size": cfg.loader.batch_size,
+        "served_from": contender.served_from,
+        "resize": contender.resize,
+        "layout": contender.layout,
+        "deviations": contender.deviations,
+        "dataset": source.fingerprint(),
         "config": plain(cfg),
         "versions": versions(),
         "host": host(),
@@ -177,29 +165,140 @@ def _result(
     }
 
 
-def _table(result: dict[str, Any], run_dir: Path) -> str:
-    contenders: dict[str, dict[str, list[float]]] = result["contenders"]
-    lines = [f"{'':16}{'images/s':>10}{'least':>10}{'greatest':>10}{'per CPU-s':>11}{'ours / it':>11}"]
-    for name, row in contenders.items():
-        rates = row["samples_per_sec"]
-        ratio = result.get(f"vs_{name.replace(' ', '_')}")
-        lines.append(
-            f"{name:16}{statistics.median(rates):10,.0f}{min(rates):10,.0f}{max(rates):10,.0f}"
-            f"{statistics.median(row['samples_per_cpu_sec']):11,.0f}" + (f"{ratio:11.2f}" if ratio else f"{'':>11}")
+class Trial:
+    """The measuring of one contender that is open, over samples of `source`."""
+
+    def __init__(
+        self,
+        cfg: BenchConfig,
+        contender: Contender,
+        source: Source,
+        *,
+        clock: Clock = time.perf_counter,
+        wait_turn: WaitTurn = lambda: None,
+    ) -> None:
+        self.repeats: list[Result] = []
+        self.first_wait_s = math.nan
+        """Seconds until the first batch of all, from asking for it."""
+        self._cfg = cfg
+        self._contender = contender
+        self._source = source
+        self._clock = clock
+        self._wait_turn = wait_turn
+        self.files = Files(contender, source)
+        self._feed = Feed(contender.stream, contender.batches_per_epoch)
+        self._num_batches = cfg.bench.batches or contender.batches_per_epoch
+        # Loaders whose workers make whole batches begin a pass in step: a last, incomplete turn of them would count as
+        # a whole one.
+        self._num_batches += -self._num_batches % max(1, contender.num_workers)
+        self._take: Take = read_batch
+        if cfg.bench.mode is BenchMode.train:
+            self._take = make_step(cfg, source, batches_per_epoch=contender.batches_per_epoch)
+        self._counts: Counts | None = None
+        if isinstance(contender, PipelineContender):
+            self._counts = Counts(contender.pipeline, is_preloaded=cfg.preload.mode is PreloadMode.ram)
+        self._memory_mb: list[float | None] = []
+        self._timed: Pass | None = None
+        """A timed pass that is not in `repeats` yet."""
+
+    def run(self, *, repeats: int | None, references: bool) -> None:
+        """Take the first batch, warm up, and measure `repeats` times; None: as often as it takes."""
+        began_s = self._clock()
+        self._begin()
+        beside = References(self._cfg, self._source, clock=self._clock) if references else None
+        while self._wants_more(repeats, began_s):
+            self._repeat(beside)
+        if all(repeat["epoch_gap_s"] is None for repeat in self.repeats):
+            self.repeats[0]["epoch_gap_s"] = self._gap_after_jumps_s()
+
+    def counted(self) -> dict[str, float | None]:
+        """What the loader itself counted in the timed passes; null for one that is not ours."""
+        return dict.fromkeys(COUNTED) if self._counts is None else self._counts.summary()
+
+    def _begin(self) -> None:
+        if self._cfg.bench.warmup == 0:  # then nothing is off the clock, the first batch neither
+            first = self._timed = self._timed_pass()
+        else:
+            first = run_pass(self._feed, self._take, 1, clock=self._clock)
+        self.first_wait_s = first.waits_s[0]
+        self._look_at_memory()
+        if self._cfg.bench.cold:
+            self.files.check(self._feed)  # now, before anything takes long
+        self.files.warm()
+        for images, labels in islice(self._feed, max(0, self._num_warmup() - 1)):
+            self._take(images, labels)
+        self._look_at_memory()
+
+    def _num_warmup(self) -> int:
+        cfg, contender = self._cfg, self._contender
+        if cfg.bench.warmup != AUTO:
+            return int(cfg.bench.warmup)
+        fills = cfg.cache.policy is not CachePolicy.none and cfg.preload.mode is not PreloadMode.ram
+        if fills and self._counts is not None:
+            return max(WARMUP_BATCHES, contender.batches_per_epoch + contender.num_ready)
+        return WARMUP_BATCHES
+
+    def _wants_more(self, repeats: int | None, began_s: float) -> bool:
+        num_done = len(self.repeats)
+        if repeats is not None:
+            return num_done < repeats
+        if not MIN_PASSES <= num_done < MAX_PASSES:
+            return num_done < MIN_PASSES
+        rates = [repeat["samples_per_sec"] for repeat in self.repeats]
+        return self._clock() - began_s < self._cfg.bench.budget_s and not is_known(rates, self._cfg.bench.tell_pct)
+
+    def _repeat(self, beside: References | None) -> None:
+        parts = [self._timed] if self._timed is not None else []
+        self._timed = None
+        for _ in range(self._cfg.bench.turns - len(parts)):
+            self._rest()
+            settle(self._feed, self._take, self._contender.num_ready)
+            parts.append(self._timed_pass())
+        timed = joined(parts)
+        self._look_at_memory()
+        self._rest()
+        is_training = self._cfg.bench.mode is BenchMode.train
+        self.repeats.append(
+            {
+                "round": len(self.repeats),
+                "sitting": None,
+                "samples_per_sec": timed.samples_per_sec,
+                "samples_per_cpu_sec": timed.samples_per_cpu_sec,
+                "peak_pss_mb": greatest(self._memory_mb),
+                "epoch_gap_s": median(timed.gaps_s),
+                "data_wait_pct": timed.data_wait_pct if is_training else None,
+                "cache_hit_pct": None if self._counts is None else self._counts.hit_pct(),
+            }
         )
-    lines += [
-        f"per image: read {result['read_ms']:.2f} ms, decode {result['decode_ms']:.2f} ms, "
-        f"transform {result['transform_ms']:.2f} ms; first batch {result['first_batch_s']:.2f} s",
-        f"{PROJECT}: from {result['served_from']}, resize {result['resize'][PROJECT]}, channels-last",
-    ]
-    if "torch" in contenders:
-        lines.append("torch: from files, resize antialiased (Pillow), contiguous")
-    return "\n".join([*lines, f"report: {run_dir / 'result.json'}", ""])
+        self._memory_mb.clear()
+        if beside is not None:
+            self.repeats[-1] |= beside.measure(next(self._feed), self._take, self._num_batches)
+        if self._cfg.bench.cold:
+            cold = self.files.cold_pass(self._feed, self._take, self._num_batches, clock=self._clock)
+            self.repeats[-1]["cold_samples_per_sec"] = cold.samples_per_sec
+            self.files.warm()
 
+    def _rest(self) -> None:
+        wait_until_idle()
+        self._wait_turn()
 
-def _served_from(cfg: BenchConfig) -> str:
-    """Where samples come from while the clock runs: a cached row beside peers that read files must say so."""
-    if cfg.preload.mode == "ram":
-        return "memory (preload=ram)"
-    behind = "a pack file" if cfg.preload.mode == "pack" else "files"
-    return behind if cfg.cache.policy == "none" else f"cache={cfg.cache.policy} before {behind}"
+    def _timed_pass(self) -> Pass:
+        with nullcontext() if self._counts is None else self._counts.during(self._feed):
+            return run_pass(self._feed, self._take, self._num_batches, clock=self._clock)
+
+    def _look_at_memory(self) -> None:
+        self._memory_mb.append(pss_mb())
+
+    def _gap_after_jumps_s(self) -> float | None:
+        """What the border between two epochs costs, by jumping close to it; None for a loader that cannot jump."""
+        contender, gaps_s = self._contender, []
+        if not isinstance(contender, PipelineContender):
+            return None
+        for _ in range(NUM_BORDERS):
+            step = max(0, contender.batches_per_epoch - contender.num_ready - BEFORE_BORDER)
+            contender.jump(step)
+            self._feed = Feed(contender.stream, contender.batches_per_epoch, step=step)
+            settle(self._feed, self._take, contender.num_ready)
+            num_batches = self._feed.left_in_epoch + BEHIND_BORDER
+            gaps_s += run_pass(self._feed, self._take, num_batches, clock=self._clock).gaps_s
+        return median(gaps_s)

@@ -4,6 +4,7 @@ The dataclasses are plain Python: `Loader(num_workers=4, backend="threads")` che
 line does. Strings stand for the members of the enums, which compare equal to them.
 """
 
+from pipeline.config.bench import Bench, BenchMode, ContenderName, Sweep
 from pipeline.config.cache import Cache, CachePolicy, Store
 from pipeline.config.checks import ConfigError
 from pipeline.config.data import Cifar10Data, Data, FolderData, ManifestData, OnError, SyntheticData, TarData
@@ -12,7 +13,7 @@ from pipeline.config.model import Model
 from pipeline.config.prefetch import ImageDtype, Prefetch, PrefetchDevice
 from pipeline.config.preload import Preload, PreloadMode
 from pipeline.config.root import BenchConfig, PipelineConfig, TrainConfig
-from pipeline.config.run import Bench, Device, Run
+from pipeline.config.run import Device, Run
 from pipeline.config.training import Amp, Dist, Logger, Optim, OptimName, Schedule, ScheduleName
 from pipeline.config.transforms import Augment, Decode, Resize, Transforms
 
@@ -22,10 +23,12 @@ __all__ = [
     "Backend",
     "Bench",
     "BenchConfig",
+    "BenchMode",
     "Cache",
     "CachePolicy",
     "Cifar10Data",
     "ConfigError",
+    "ContenderName",
     "Data",
     "Decode",
     "Device",
@@ -50,6 +53,7 @@ __all__ = [
     "Schedule",
     "ScheduleName",
     "Store",
+    "Sweep",
     "SyntheticData",
     "TarData",
     "TrainConfig",

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from pipeline.config.bench import Bench, Sweep
 from pipeline.config.cache import Cache, CachePolicy, Store
 from pipeline.config.checks import ConfigError, whole
 from pipeline.config.data import Data
@@ -9,7 +10,7 @@ from pipeline.config.loader import Loader
 from pipeline.config.model import Model
 from pipeline.config.prefetch import Prefetch
 from pipeline.config.preload import Preload, PreloadMode
-from pipeline.config.run import Bench, Run
+from pipeline.config.run import Run
 from pipeline.config.training import Dist, Logger, Optim, Schedule
 from pipeline.config.transforms import Decode, Transforms
 from pipeline.config.unfinished import refuse_unfinished
@@ -73,6 +74,7 @@ class BenchConfig(TrainConfig):
     """What one trial of `bench.py` runs: any experiment of `train.py`, and how to measure it."""
 
     bench: Bench = field(default_factory=Bench)
+    sweep: Sweep = field(default_factory=Sweep)
 
     def __post_init__(self) -> None:
         if self.resume is not None:

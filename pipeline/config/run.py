@@ -1,11 +1,9 @@
-"""A run as a whole: its name, its device, its length; and a benchmark's trials."""
+"""A run as a whole: its name, its device, its length."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
-from pipeline.config.checks import ConfigError, choice, nearest, whole
-
-PEERS = ("torch",)
+from pipeline.config.checks import ConfigError, choice, whole
 
 
 class Device(StrEnum):
@@ -50,26 +48,3 @@ class Run:
             )
         if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name):
             raise ConfigError(f"run.name must name one directory, got {self.name!r}; leave out any /")
-
-
-@dataclass(kw_only=True)
-class Bench:
-    """How a trial of `bench.py` is measured."""
-
-    warmup: int = 10
-    """Batches made and thrown away before the clock starts."""
-    repeats: int = 3
-    """Timed passes; the median is reported, with the least and the greatest."""
-    batches: int | None = 50
-    """Batches in a timed pass; null: a whole epoch."""
-    compare: list[str] = field(default_factory=list)
-    """Peers measured on the same files in the same trial, in alternation: torch (its DataLoader)."""
-
-    def __post_init__(self) -> None:
-        self.warmup = whole("bench.warmup", self.warmup, low=0, cure="0 times the first batch as well")
-        self.repeats = whole("bench.repeats", self.repeats, low=1, cure="3 is the usual one")
-        if self.batches is not None:
-            self.batches = whole("bench.batches", self.batches, low=1, cure="null times a whole epoch")
-        for peer in self.compare:
-            if peer not in PEERS:
-                raise ConfigError(f"bench.compare has no choice {peer!r}; {nearest(peer, PEERS)}")

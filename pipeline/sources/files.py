@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.sources.paths import AnyPath, PathTable
+from pipeline.sources.paths import AnyPath, Paths, PathTable
 from pipeline.sources.source import as_labels, hash_order, stamp_bytes, stamp_file
 
 
@@ -52,6 +52,10 @@ class FileSource:
     def where(self, id: int) -> str:
         """Returns the path of file `id`."""
         return self.paths[id]
+
+    def files(self) -> Paths:
+        """Returns the path of every sample."""
+        return self.paths
 
     def fingerprint(self) -> str:
         """Returns a hash of the paths below `root` and the labels, computed at the first call."""
@@ -102,6 +106,10 @@ class ArraySource:
     def where(self, id: int) -> str:
         """Returns the set's name and the image's number."""
         return f"{self._name}[{id}]"
+
+    def files(self) -> Paths:
+        """Returns no path: nothing is read."""
+        return []
 
     def fingerprint(self) -> str:
         """Returns a hash of the name, the shape and the labels."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.sources.paths import AnyPath
+from pipeline.sources.paths import AnyPath, Paths
 
 
 class Source(Protocol):
@@ -36,6 +36,10 @@ class Source(Protocol):
 
     def where(self, id: int) -> str:
         """Returns what a message calls the sample: its path, or "archive.tar:member"."""
+        ...
+
+    def files(self) -> Paths:
+        """Returns every file that `read` reads, one perhaps more than once; none where pixels lie in memory."""
         ...
 
     def fingerprint(self) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.sources.labels import WrittenLabel, number_labels, parse_texts
-from pipeline.sources.paths import PathTable
+from pipeline.sources.paths import Paths, PathTable
 from pipeline.sources.source import as_labels, hash_order, stamp_file
 from pipeline.sources.split import IMAGE_SUFFIXES, Split, in_split, require_samples
 
@@ -112,6 +112,10 @@ class TarSource:
     def where(self, id: int) -> str:
         """Returns "archive.tar:member"."""
         return f"{self._shards[int(self._spans[id, 0])]}:{self._members[id]}"
+
+    def files(self) -> Paths:
+        """Returns every archive that holds one of the samples."""
+        return [self._shards[shard] for shard in np.unique(self._spans[:, 0]).tolist()]
 
     def fingerprint(self) -> str:
         """Returns a hash of the members' names in order, the archives they lie in by number, and the labels."""

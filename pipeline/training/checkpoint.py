@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
+
+from pipeline.training.replacing import replacing
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -28,28 +27,3 @@ def load_checkpoint(path: Path, *, device: torch.device | str = "cpu", mmap: boo
     """
     state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     return state
-
-
-def discard_partial(directory: Path) -> None:
-    """Removes what a process that was killed while it wrote in `directory` left there; nobody may be writing now."""
-    for path in directory.glob(_aside("*", "*")):
-        path.unlink()
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` when the block ends well, and else leaves no trace."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(_aside(path.name, os.getpid()))
-    try:
-        with aside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _aside(name: str, pid: object) -> str:
-    return f".{name}.{pid}.tmp"

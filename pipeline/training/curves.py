@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.training.checkpoint import replacing
 from pipeline.training.metrics import EpochMetrics
+from pipeline.training.replacing import replacing
 
 # Okabe and Ito's palette stays apart under colour blindness; marker and dash say the same without colour.
 _TRAIN = {"color": "#0072B2", "marker": "o", "linestyle": "-", "label": "training (augmented, running)"}

@@ -10,11 +10,12 @@ from typing import Any
 
 from pipeline.build import Pipeline
 from pipeline.config import TrainConfig
-from pipeline.training.checkpoint import discard_partial, save_checkpoint
+from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.evaluate import evaluate
 from pipeline.training.loop import Learner, Totals, train_epoch
 from pipeline.training.metrics import RunRecord
 from pipeline.training.progress import Progress
+from pipeline.training.replacing import discard_partial
 from pipeline.training.resume import LAST
 from pipeline.training.state import restore, take_state
 from pipeline.training.stopping import Stopped, StopSignals

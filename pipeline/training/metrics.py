@@ -16,9 +16,9 @@ from typing import Any, Literal, Self
 import psutil
 
 from pipeline.training import environment
-from pipeline.training.checkpoint import replacing
 from pipeline.training.evaluate import Evaluation
 from pipeline.training.loop import Clock, Totals
+from pipeline.training.replacing import replacing
 
 Status = Literal["completed", "stopped", "failed"]
 

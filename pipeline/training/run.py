@@ -14,6 +14,7 @@ from pipeline.config import Amp, ConfigError, ImageDtype, TrainConfig
 from pipeline.machine import num_cores
 from pipeline.main_script import refuse_while_importing
 from pipeline.model import build_model
+from pipeline.sources import Source
 from pipeline.training.compute import Compute, choose_device
 from pipeline.training.curves import draw_curves
 from pipeline.training.environment import plain
@@ -66,17 +67,17 @@ def _train(
     """Builds everything, begins or goes on from `earlier`, and runs the epochs."""
     torch.manual_seed(cfg.run.seed)
     torch.set_num_threads(_num_threads(cfg, earlier))
-    compute = _compute(cfg)
+    compute = build_compute(cfg)
     with (
         build_pipeline(cfg, split="train", device=compute.device, num_epochs=cfg.schedule.epochs) as train_pipeline,
         build_pipeline(cfg, split="val", device=compute.device) as val_pipeline,
     ):
         num_classes = _num_classes(cfg, train_pipeline, val_pipeline)
-        _check_last_batch(cfg, train_pipeline)
+        check_last_batch(cfg, num_samples=train_pipeline.num_samples)
         sys.stderr.write(_opening_line(cfg, compute, num_classes, train_pipeline, val_pipeline) + "\n")
         fit = Fit(
             cfg=cfg,
-            learner=_learner(cfg, compute, num_classes=num_classes, steps_per_epoch=len(train_pipeline)),
+            learner=build_learner(cfg, compute, num_classes=num_classes, steps_per_epoch=len(train_pipeline)),
             train_pipeline=train_pipeline,
             val_pipeline=val_pipeline,
             record=record,
@@ -96,16 +97,21 @@ def _train(
 
 
 def _num_threads(cfg: TrainConfig, earlier: dict[str, Any] | None) -> int:
-    """`run.num_threads`, or as many as `earlier` had, or the cores that the loader's workers leave, at least 1."""
+    if cfg.run.num_threads is None and earlier is not None:
+        return int(earlier["num_threads"])  # the workers may be others now, and the sums have to stay the same
+    return choose_num_threads(cfg)
+
+
+def choose_num_threads(cfg: TrainConfig) -> int:
+    """Torch's threads in a new run: `run.num_threads`, or the cores that the loader's workers leave, at least 1."""
     if cfg.run.num_threads is not None:
         return cfg.run.num_threads
-    if earlier is not None:
-        return int(earlier["num_threads"])  # the workers may be others now, and the sums have to stay the same
     cores = num_cores()
     return max(1, cores - cfg.loader.resolved_num_workers(cores))
 
 
-def _compute(cfg: TrainConfig) -> Compute:
+def build_compute(cfg: TrainConfig) -> Compute:
+    """Where and in which precision `cfg` trains. ConfigError where that cannot be."""
     is_amp = cfg.optim.amp is Amp.bf16
     if cfg.prefetch.dtype is not ImageDtype.float32 and not is_amp:
         raise ConfigError(
@@ -133,19 +139,26 @@ def _num_classes(cfg: TrainConfig, train_pipeline: Pipeline, val_pipeline: Pipel
             "the training and validation splits have other classes: "
             f"{_sample_of(source.class_names)} and {_sample_of(val_source.class_names)}"
         )
-    if source.labels.ndim != 1 or source.labels.dtype.kind not in "iu":
+    return num_classes_of(cfg, source, val_source)
+
+
+def num_classes_of(cfg: TrainConfig, *sources: Source) -> int:
+    """`model.num_classes`, or as many as `sources` have. ConfigError where the labels are no classes, or more."""
+    labels = sources[0].labels
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ConfigError(
-            f"train.py learns one class per image, and the labels are {source.labels.dtype} of shape "
-            f"{source.labels.shape}; iterate a Pipeline in your own loop for other targets"
+            f"train.py learns one class per image, and the labels are {labels.dtype} of shape "
+            f"{labels.shape}; iterate a Pipeline in your own loop for other targets"
         )
-    least = max(len(source.class_names), 1 + int(max(source.labels.max(), val_source.labels.max())))
+    least = max(len(sources[0].class_names), 1 + max(int(source.labels.max()) for source in sources))
     num_classes = cfg.model.num_classes if cfg.model.num_classes is not None else least
     if num_classes < least:
         raise ConfigError(f"model.num_classes must be at least the data's {least} classes, got {num_classes}")
     return num_classes
 
 
-def _learner(cfg: TrainConfig, compute: Compute, *, num_classes: int, steps_per_epoch: int) -> Learner:
+def build_learner(cfg: TrainConfig, compute: Compute, *, num_classes: int, steps_per_epoch: int) -> Learner:
+    """A new model, drawn from torch's generator, with its optimizer and schedule."""
     model = build_model(cfg.model, num_classes).to(compute.device, memory_format=compute.memory_format)  # type: ignore[call-overload]  # torch's stub asks for four dimensions
     optimizer = build_optimizer(cfg.optim, model, global_batch_size=cfg.loader.batch_size)
     return Learner(
@@ -158,12 +171,12 @@ def _learner(cfg: TrainConfig, compute: Compute, *, num_classes: int, steps_per_
     )
 
 
-def _check_last_batch(cfg: TrainConfig, train_pipeline: Pipeline) -> None:
+def check_last_batch(cfg: TrainConfig, *, num_samples: int) -> None:
     """Refuses a last batch of one small image: after five halvings batch normalisation has one value a channel."""
-    is_alone = train_pipeline.num_samples % cfg.loader.batch_size == 1 and not cfg.loader.drop_last
+    is_alone = num_samples % cfg.loader.batch_size == 1 and not cfg.loader.drop_last
     if is_alone and cfg.transforms.size <= 32:
         raise ConfigError(
-            f"the last batch of an epoch would be 1 sample ({train_pipeline.num_samples} with loader.batch_size="
+            f"the last batch of an epoch would be 1 sample ({num_samples} with loader.batch_size="
             f"{cfg.loader.batch_size}), too little for batch normalisation at transforms.size={cfg.transforms.size}; "
             "set loader.drop_last=true, or another loader.batch_size"
         )

@@ -1,4 +1,4 @@
-"""The end of a sweep: one table over what its jobs left in their directories.
+"""The end of a sweep of training runs: one table over what they left in their directories.
 
 It reads files only, so it also shows a sweep that was interrupted: `print_sweep(Path("outputs/train/multirun/..."))`.
 """
@@ -11,12 +11,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from pipeline.training.tables import format_table, short_names
+
 _WIDTH = 100
 _SUMMARY = {"train": "summary.json", "bench": "result.json"}
-_METRICS = {
-    "train": ("eval_top1", "train_samples_per_sec", "data_wait_pct"),
-    "bench": ("samples_per_sec", "samples_per_cpu_sec", "first_batch_s"),
-}
+_METRICS = ("eval_top1", "train_samples_per_sec", "data_wait_pct")
 
 
 def record_failure(run_dir: Path, error: Exception, *, program: str) -> None:
@@ -30,13 +29,13 @@ def record_failure(run_dir: Path, error: Exception, *, program: str) -> None:
     os.replace(partial, path)
 
 
-def print_sweep(sweep_dir: Path, *, program: str) -> int:
-    """Print the table of the jobs in `sweep_dir`, if any was started, and return how many of them failed."""
+def print_sweep(sweep_dir: Path) -> int:
+    """Print the table of the runs in `sweep_dir`, if any was started, and return how many of them failed."""
     jobs = sorted((path for path in sweep_dir.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
     if not jobs:
         return 0
-    summaries = [_summary(job / _SUMMARY[program]) for job in jobs]
-    rows = sweep_rows(summaries, [_overrides(job) for job in jobs], _METRICS[program])
+    summaries = [_summary(job / _SUMMARY["train"]) for job in jobs]
+    rows = sweep_rows(summaries, [_overrides(job) for job in jobs], _METRICS)
     failed = [number for number, summary in enumerate(summaries) if summary["status"] == "failed"]
     lines = [*format_table(rows, width=_WIDTH), *(f"{job}: {summaries[job].get('error', '')}" for job in failed)]
     sys.stdout.write("\n".join(["", *lines, f"sweep: {sweep_dir}", ""]))
@@ -49,26 +48,11 @@ def sweep_rows(
     """Return the table's cells, header first: job, the overrides that differ between jobs, `metrics`, status."""
     keys = list(dict.fromkeys(key for job in overrides for key in job))
     varied = [key for key in keys if len({job.get(key, "") for job in overrides}) > 1]
-    rows = [["job", *_short(varied), *metrics, "status"]]
+    rows = [["job", *short_names(varied), *metrics, "status"]]
     for number, (summary, job) in enumerate(zip(summaries, overrides, strict=True)):
         values = [_cell(summary.get(metric)) for metric in metrics]
         rows.append([str(number), *(job.get(key, "") for key in varied), *values, summary["status"]])
     return rows
-
-
-def format_table(rows: list[list[str]], *, width: int) -> list[str]:
-    """Return `rows` as lines of at most `width` characters; the widest columns are cut until all fit."""
-    gaps = 2 * (len(rows[0]) - 1)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    while sum(widths) + gaps > width:
-        widths[widths.index(max(widths))] -= 1
-    return ["  ".join(_cut(cell, w).ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _short(keys: list[str]) -> list[str]:
-    """The keys without their groups, where that leaves them different."""
-    names = [key.rpartition(".")[2] for key in keys]
-    return [name if names.count(name) == 1 else key for name, key in zip(names, keys, strict=True)]
 
 
 def _overrides(job: Path) -> dict[str, str]:
@@ -87,7 +71,3 @@ def _summary(path: Path) -> dict[str, Any]:
 
 def _cell(value: Any) -> str:
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"

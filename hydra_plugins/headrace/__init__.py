@@ -1,0 +1,1 @@
+"""Headrace's plugins for Hydra; Hydra looks for plugins in the namespace package `hydra_plugins` only."""
