@@ -6,7 +6,6 @@ other one died, this process ends as well. The arguments are for people who look
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import BenchConfig
-from pipeline.training.replacing import replacing
+from pipeline.training.replacing import replace_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +48,7 @@ def main() -> int:
     except Exception as error:
         traceback.print_exc()
         result = {"status": "failed", "error": _one_line(error)}
-    with replacing(Path(round.path)) as file:
-        file.write((json.dumps(result, indent=2) + "\n").encode())
+    replace_json(Path(round.path), result)
     return int(result["status"] != "completed")
 
 

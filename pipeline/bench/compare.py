@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.bench.labels import Labels
-from pipeline.bench.noise import Verdict, ratio_interval, rounds_to_ask, verdict
+from pipeline.bench.noise import Verdict, paired, ratio_interval, rounds_to_ask, verdict
 from pipeline.bench.sweep_dir import Trial
 
 Conditions = tuple[tuple[str, str], ...]
@@ -65,7 +65,7 @@ def compare(trial: Trial, other: Trial) -> Ratio:
 
     Only rounds that were interleaved with one another say so with an interval; otherwise it is a ratio of medians.
     """
-    mine, theirs = _paired(trial, other)
+    mine, theirs = paired(_by_round(trial), _by_round(other))
     interval = ratio_interval(mine, theirs)
     decided = verdict(interval, trial.tell_pct)
     unknown = decided is Verdict.unknown and mine
@@ -154,13 +154,6 @@ def _meant_baseline(section: Section, labels: Labels) -> Trial | None:
 def _follows(trial: Trial, above: Trial) -> bool:
     """Whether it is the very next row: a gap would credit two steps' gain to one."""
     return trial.sweep is above.sweep and trial.number == above.number + 1
-
-
-def _paired(trial: Trial, other: Trial) -> tuple[list[float], list[float]]:
-    """Rates of the rounds that both have, by position."""
-    mine, theirs = _by_round(trial), _by_round(other)
-    common = [key for key in mine if key in theirs]
-    return [mine[key] for key in common], [theirs[key] for key in common]
 
 
 def _by_round(trial: Trial) -> dict[tuple[object, ...], float]:

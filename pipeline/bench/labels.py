@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import shlex
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from pipeline.bench.sweep_dir import Sweep, Trial, sweeps_of
+from pipeline.config.leaves import leaves
 from pipeline.training.tables import short_names
 
 _ASKED_ONLY = ("bench.budget_s", "bench.objective", "bench.references", "bench.repeats", "bench.tell_pct")
@@ -92,7 +92,7 @@ def _varying_keys(trials: Sequence[Trial]) -> list[str]:
 
 
 def _differing(sweeps: Sequence[Sweep]) -> Iterator[str]:
-    bases = [dict(_flat(sweep.base)) for sweep in sweeps]
+    bases = [dict(leaves(sweep.base)) for sweep in sweeps]
     for key in dict.fromkeys(key for base in bases for key in base):
         if key not in _ASKED_ONLY and len({str(base.get(key)) for base in bases}) > 1:
             yield key
@@ -102,15 +102,7 @@ def _value(trial: Trial, key: str) -> str:
     if key in trial.overrides:
         return trial.overrides[key]
     for config in (trial.result.get("config") or {}, trial.sweep.base):
-        value = dict(_flat(config)).get(key)
+        value = dict(leaves(config)).get(key)
         if value is not None:
             return str(value)
     return UNSAID
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -16,10 +16,11 @@ the log-ratios alone, which say nothing about the coins.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, lru_cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,8 @@ spread as the log-ratios do; those of mere noise lie at 0.6 and spread 0.6 times
 stop too soon (false alarms 5.6 % at worst, 5.3 % here); at 1.0 a difference of `tell_pct` takes a tenth more rounds."""
 
 Floats = NDArray[np.float64]
+Moment = TypeVar("Moment", bound=Hashable)
+"""What is equal of two measurements that were interleaved."""
 _pairs = lru_cache(maxsize=8)(np.triu_indices)
 
 
@@ -71,6 +74,12 @@ def ratio_interval(rates: Sequence[float], base_rates: Sequence[float]) -> Inter
     not a finite number above 0, and for different lengths.
     """
     return _interval(_log_ratios(rates, base_rates))
+
+
+def paired(mine: Mapping[Moment, float], theirs: Mapping[Moment, float]) -> tuple[list[float], list[float]]:
+    """The rates of both, by position, of the moments at which both were measured."""
+    common = [moment for moment in mine if moment in theirs]
+    return [mine[moment] for moment in common], [theirs[moment] for moment in common]
 
 
 def rate_interval(rates: Sequence[float]) -> Interval | None:

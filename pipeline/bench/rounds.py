@@ -17,12 +17,12 @@ from typing import Any
 
 from pipeline.bench import peers
 from pipeline.bench.child import Round
-from pipeline.bench.noise import MIN_ROUNDS, enough, is_known, round_order
+from pipeline.bench.noise import MIN_ROUNDS, enough, is_known, paired, round_order
 from pipeline.bench.result import combine
 from pipeline.bench.trial_process import TrialProcess
 from pipeline.config import BenchConfig
 from pipeline.config.bench import AUTO
-from pipeline.training.replacing import replacing
+from pipeline.training.replacing import replace_json
 
 Show = Callable[[str], None]
 """Told one line after each round of a trial."""
@@ -107,15 +107,8 @@ def _is_told(trials: Sequence[Trial], baseline: Trial | None) -> bool:
     live = [trial for trial in trials if not trial.is_over]
     if baseline not in live or len(live) == 1:
         return all(is_known(trial.rates, trial.config.bench.tell_pct) for trial in live)
-    pairs = [_paired(trial, baseline) for trial in live if trial is not baseline]
+    pairs = [paired(trial.by_round, baseline.by_round) for trial in live if trial is not baseline]
     return enough(pairs, min(trial.config.bench.tell_pct for trial in live))
-
-
-def _paired(trial: Trial, baseline: Trial) -> tuple[list[float], list[float]]:
-    """The rates of both, of the rounds in which both were measured."""
-    ours, theirs = trial.by_round, baseline.by_round
-    common = [moment for moment in ours if moment in theirs]
-    return [ours[moment] for moment in common], [theirs[moment] for moment in common]
 
 
 def _measure_together(group: Sequence[Trial], number: int, num_turns: int, *, sitting: str, seed: int) -> None:
@@ -190,9 +183,7 @@ def failed(error: str, composed: dict[str, Any], *, status: str = "failed") -> d
 
 def save_result(directory: Path, result: dict[str, Any]) -> None:
     """Write `result.json` into `directory`, which is made if need be; it is there whole or not at all."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with replacing(directory / "result.json") as file:
-        file.write((json.dumps(result, indent=2) + "\n").encode())
+    replace_json(directory / "result.json", result)
 
 
 def _line(trial: Trial, number: int) -> str:

@@ -10,7 +10,8 @@ from typing import Any, Self
 
 from pipeline.bench.result import MAY_CHANGE
 from pipeline.config import ConfigError
-from pipeline.training.replacing import replacing
+from pipeline.config.leaves import leaves
+from pipeline.training.replacing import replace_json
 
 NAME = "sweep.json"
 PROGRAM = "bench"
@@ -56,9 +57,7 @@ class SweepFile:
 
     def write(self, directory: Path) -> None:
         """Write it into `directory`, which is made if need be; it is there whole or not at all."""
-        directory.mkdir(parents=True, exist_ok=True)
-        with replacing(directory / NAME) as file:
-            file.write((json.dumps(asdict(self), indent=1) + "\n").encode())
+        replace_json(directory / NAME, asdict(self))
 
     def add(self, overrides: list[str], config: dict[str, Any]) -> int:
         """Add a trial and return its number."""
@@ -95,12 +94,12 @@ class SweepFile:
 
     def check_unchanged(self, number: int, config: dict[str, Any], directory: Path) -> None:
         """ConfigError with the differences if trial `number` would not be measured as it was begun."""
-        self._refuse_differences(_flat(self.configs[number]), _flat(config), directory)
+        self._refuse_differences(dict(leaves(self.configs[number])), dict(leaves(config)), directory)
 
     def check_base(self, config: dict[str, Any], directory: Path) -> None:
         """ConfigError with the differences if a trial of `config` would differ in what all trials here share."""
-        base = _flat(self.base)
-        self._refuse_differences(base, {key: value for key, value in _flat(config).items() if key in base}, directory)
+        base = dict(leaves(self.base))
+        self._refuse_differences(base, {key: value for key, value in leaves(config) if key in base}, directory)
 
     def _refuse_differences(self, then: dict[str, Any], now: dict[str, Any], directory: Path) -> None:
         changed = [
@@ -126,9 +125,3 @@ def _shared(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     both = {key: (value, other[key]) for key, value in one.items() if key in other}
     nested = {key: _shared(*values) for key, values in both.items() if all(isinstance(value, dict) for value in values)}
     return {key: nested.get(key, values[0]) for key, values in both.items() if key in nested or values[0] == values[1]}
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(config, dict) and config:
-        return {key: value for name, item in config.items() for key, value in _flat(item, f"{prefix}{name}.").items()}
-    return {prefix.removesuffix("."): config}

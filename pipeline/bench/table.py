@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pipeline.bench.compare import Ratio, Section
 from pipeline.bench.labels import Labels
 from pipeline.bench.sweep_dir import Trial
-from pipeline.bench.wording import WIDTH, count, percent, ratio_cell, spread_cell, wrapped
-from pipeline.training.tables import format_table
+from pipeline.bench.wording import count, percent, ratio_cell, spread_cell, wrapped
+from pipeline.training.tables import WIDTH, format_table
 
 _LABELS_WIDTH = 36
 """Wider values than this do not stand in the table but in a line each above it."""

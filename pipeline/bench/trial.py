@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -34,7 +33,7 @@ from pipeline.sources import Source
 from pipeline.training.compute import choose_device
 from pipeline.training.environment import commit, host, plain, versions
 from pipeline.training.loop import Clock
-from pipeline.training.replacing import replacing
+from pipeline.training.replacing import replace_json
 from pipeline.training.run import choose_num_threads
 
 WARMUP_BATCHES = 10
@@ -62,8 +61,7 @@ def run_trial(cfg: BenchConfig, run_dir: Path) -> float:
     check_objective(cfg)
     repeats = None if cfg.bench.repeats == AUTO else int(cfg.bench.repeats)
     result = measure(cfg, repeats=repeats, references=cfg.bench.references)
-    with replacing(run_dir / "result.json") as file:
-        file.write((json.dumps(result, indent=2) + "\n").encode())
+    replace_json(run_dir / "result.json", result)
     sys.stdout.write(trial_table(result) + f"report: {run_dir / 'result.json'}\n")
     objective = result[cfg.bench.objective]
     if objective is None:

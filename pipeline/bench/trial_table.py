@@ -8,8 +8,8 @@ from typing import Any
 from pipeline.bench.noise import is_known, rate_interval
 from pipeline.bench.result import Result, median
 from pipeline.config.bench import AUTO
+from pipeline.training.tables import WIDTH
 
-WIDTH = 100
 _NOT_THERE = "-"
 
 

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from pipeline.bench.compare import Ratio
 from pipeline.bench.noise import rate_interval
 from pipeline.bench.sweep_dir import Trial
-
-WIDTH = 100
-"""Columns of a terminal that everything but a line to paste fits in."""
+from pipeline.training.tables import WIDTH
 
 
 def count(value: float | None) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 @contextmanager
@@ -22,6 +23,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def replace_json(path: Path, value: Any) -> None:
+    """Writes plain values to `path` as JSON for people to read; the file is there whole or not at all."""
+    with replacing(path) as file:
+        file.write((json.dumps(value, indent=2) + "\n").encode())
 
 
 def discard_partial(directory: Path) -> None:

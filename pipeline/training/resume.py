@@ -6,12 +6,13 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import ConfigError, TrainConfig
+from pipeline.config.leaves import leaves
 from pipeline.config.root import AUTO
 
 LAST = Path("checkpoints/last.pt")
@@ -59,7 +60,7 @@ def refuse_changes(was: Mapping[str, Any], now: Mapping[str, Any], *, run_dir: P
 
     Both are configurations as `environment.plain` makes them; `was` is that of the checkpoint in `run_dir`.
     """
-    before, after = dict(_leaves(was)), dict(_leaves(now))
+    before, after = dict(leaves(was)), dict(leaves(now))
     differences = [
         f"  {key}: was {_shown(before.get(key, _ABSENT))}, is {_shown(after.get(key, _ABSENT))}"
         for key in dict.fromkeys((*before, *after))
@@ -116,14 +117,6 @@ def command_to_continue(arguments: Sequence[str], run_dir: Path, *, by_name: boo
 def _quoted(value: str) -> str:
     """`value` as Hydra reads it back from a command line."""
     return value if re.fullmatch(r"[\w./+@%:-]+", value) else "'" + value.replace("'", r"\'") + "'"
-
-
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _is_scheduling(key: str) -> bool:

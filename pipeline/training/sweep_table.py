@@ -4,16 +4,15 @@ It reads files only, so it also shows a sweep that was interrupted: `print_sweep
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from pipeline.training.tables import format_table, short_names
+from pipeline.training.replacing import replace_json
+from pipeline.training.tables import WIDTH, format_table, short_names
 
-_WIDTH = 100
 _SUMMARY = {"train": "summary.json", "bench": "result.json"}
 _METRICS = ("eval_top1", "train_samples_per_sec", "data_wait_pct")
 
@@ -24,9 +23,7 @@ def record_failure(run_dir: Path, error: Exception, *, program: str) -> None:
     if path.exists() and _summary(path)["status"] == "failed":
         return
     summary = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(summary, indent=2) + "\n")
-    os.replace(partial, path)
+    replace_json(path, summary)
 
 
 def print_sweep(sweep_dir: Path) -> int:
@@ -37,7 +34,7 @@ def print_sweep(sweep_dir: Path) -> int:
     summaries = [_summary(job / _SUMMARY["train"]) for job in jobs]
     rows = sweep_rows(summaries, [_overrides(job) for job in jobs], _METRICS)
     failed = [number for number, summary in enumerate(summaries) if summary["status"] == "failed"]
-    lines = [*format_table(rows, width=_WIDTH), *(f"{job}: {summaries[job].get('error', '')}" for job in failed)]
+    lines = [*format_table(rows, width=WIDTH), *(f"{job}: {summaries[job].get('error', '')}" for job in failed)]
     sys.stdout.write("\n".join(["", *lines, f"sweep: {sweep_dir}", ""]))
     return len(failed)
 

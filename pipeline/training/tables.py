@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+WIDTH = 100
+"""Columns of a terminal that everything but a line to paste fits in."""
+
 
 def format_table(rows: Sequence[Sequence[str]], *, width: int, right: Collection[int] = ()) -> list[str]:
     """Return `rows` as lines of at most `width` characters; the widest columns are cut until all fit.
