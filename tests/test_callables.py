@@ -212,7 +212,11 @@ def test_neighbouring_seeds_are_as_good_as_independent() -> None:
     assert (np.abs(np.corrcoef(numbers[:-1].T, numbers[1:].T)) - np.eye(6)).max() < 0.5
 
 
-@pytest.mark.parametrize("function", [three_generators, CLASSIC, MODERN, Returns("no image")], ids=str)
+@pytest.mark.parametrize(
+    "function",
+    [three_generators, CLASSIC, MODERN, Returns("no image")],
+    ids=["a function", "classic", "modern", "no image"],
+)
 def test_what_is_borrowed_is_given_back(function: Any) -> None:
     row = RowFormat((3, 24, 24), np.dtype(np.float32))
     random.gauss(0, 1)

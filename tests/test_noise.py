@@ -15,7 +15,6 @@ from clocks import Clock, Floats, Rounds, simulate
 from watching import SOAK
 
 from pipeline.bench.noise import (
-    MIN_AUTO_ROUNDS,
     MIN_ROUNDS,
     Interval,
     Verdict,
@@ -60,7 +59,7 @@ def attainable_levels(num_rounds: int) -> list[float]:
     return [2 * total / 2**num_rounds for total in itertools.accumulate(number_of_sign_patterns(num_rounds))]
 
 
-@pytest.mark.parametrize("num_rounds", range(6, 12))
+@pytest.mark.parametrize("num_rounds", range(MIN_ROUNDS, 12))
 def test_of_all_ways_to_sign_the_rounds_as_many_exclude_1_as_the_signed_rank_distribution_says(num_rounds: int) -> None:
     sizes = np.random.default_rng(num_rounds).exponential(size=num_rounds)
     excluded = 0
@@ -71,7 +70,7 @@ def test_of_all_ways_to_sign_the_rounds_as_many_exclude_1_as_the_signed_rank_dis
     assert excluded / 2**num_rounds == min(attainable_levels(num_rounds), key=lambda level: abs(level - 0.05))
 
 
-@pytest.mark.parametrize("num_rounds", range(6, 21))
+@pytest.mark.parametrize("num_rounds", range(MIN_ROUNDS, 21))
 def test_an_interval_ends_at_the_walsh_averages_of_the_level_nearest_5_percent(num_rounds: int) -> None:
     ratios = Clock(np.random.default_rng(num_rounds)).rates(1, num_rounds)[0].tolist()
     interval = ratio_interval(ratios, [1.0] * num_rounds)
@@ -234,7 +233,7 @@ def test_more_rounds_are_asked_for_where_the_noise_or_the_demand_is_greater() ->
 
 def test_enough_are_the_rounds_that_are_asked_for_and_every_pair_must_have_them() -> None:
     clock, seen = Clock(np.random.default_rng(6), noise=0.3), {True: 0, False: 0}
-    steady = ([100.0] * MIN_AUTO_ROUNDS, [100.0] * MIN_AUTO_ROUNDS)
+    steady = ([100.0] * MIN_ROUNDS, [100.0] * MIN_ROUNDS)
     for num_rounds in range(MIN_ROUNDS, 40):
         rates, base = clock.rates(2, num_rounds)
         pair = (rates, base)
@@ -246,11 +245,6 @@ def test_enough_are_the_rounds_that_are_asked_for_and_every_pair_must_have_them(
         assert is_enough == enough([pair[::-1]], TELL_PCT)
         seen[is_enough] += 1
     assert min(seen.values()) > 3
-
-
-def test_six_rounds_are_never_enough() -> None:
-    assert not enough([([100.0] * 6, [100.0] * 6)], TELL_PCT)
-    assert rounds_to_ask([100.0] * 6, [100.0] * 6, TELL_PCT) == MIN_AUTO_ROUNDS
 
 
 # In which order
@@ -285,7 +279,7 @@ def test_who_goes_first_in_a_round_says_nothing_about_the_next() -> None:
 
 def asked_for_by_auto(rates: Floats, base: Floats) -> int:
     """The rounds after which `repeats=auto`, which looks after every one, stops; all where it never does."""
-    for num_rounds in range(MIN_AUTO_ROUNDS, len(rates)):
+    for num_rounds in range(MIN_ROUNDS, len(rates)):
         if enough([(rates[:num_rounds], base[:num_rounds])], TELL_PCT):
             return num_rounds
     return len(rates)

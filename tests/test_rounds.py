@@ -12,7 +12,6 @@ import psutil
 import pytest
 
 from pipeline.bench import rounds
-from pipeline.bench.noise import MIN_AUTO_ROUNDS
 from pipeline.bench.rounds import Trial, measure_in_rounds
 from pipeline.config import Bench, BenchConfig, FolderData
 
@@ -154,7 +153,7 @@ def test_a_loader_that_is_not_installed_is_skipped_and_the_others_go_on(tmp_path
 
 def test_automatic_rounds_end_as_soon_as_the_difference_that_matters_would_be_seen(tmp_path: Path, run: Run) -> None:
     ran = run(trials(2, tmp_path, repeats="auto"), "rate = 1000 + 10 * (round % 2) + trial")
-    assert len(ran) == 2 * MIN_AUTO_ROUNDS
+    assert len(ran) == 2 * rounds.MIN_ROUNDS
 
 
 def test_automatic_rounds_end_when_their_time_is_spent(tmp_path: Path, run: Run) -> None:

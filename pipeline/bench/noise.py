@@ -27,10 +27,8 @@ from numpy.typing import NDArray
 
 from pipeline.draws import key, uniforms
 
-MIN_ROUNDS = 6
-"""With fewer rounds the signed-rank test has no level near 5 %."""
-MIN_AUTO_ROUNDS = 7
-"""`enough` asks for these: six rounds have levels of 3.1 and 6.3 %, seven have 4.7 %."""
+MIN_ROUNDS = 7
+"""The fewest with a level near 5 %: the signed-rank test has 4.7 % with seven rounds, 3.1 or 6.3 % with six."""
 _LEVEL = 0.05
 _FAR = 0.9
 """In sqrt(rounds) half-widths, each 2 standard deviations: sizes of log-ratios this far from 0 are a difference's, and
@@ -116,15 +114,14 @@ def is_known(rates: Sequence[float], tell_pct: float) -> bool:
 def rounds_to_ask(rates: Sequence[float], base_rates: Sequence[float], tell_pct: float) -> int | None:
     """How many rounds in all would tell a difference of `tell_pct` percent with 95 % probability, by the spread seen.
 
-    At least `MIN_AUTO_ROUNDS`; the number of rounds given where those are enough; None for fewer than `MIN_ROUNDS`.
+    The number of rounds given where those are enough; None for fewer than `MIN_ROUNDS`.
     ValueError as in `ratio_interval`.
     """
     ratios = _log_ratios(rates, base_rates)
     if ratios.size < MIN_ROUNDS:
         return None
     excess = max(_half_width(ratios), _half_width_of_sizes(ratios)) / _narrow(tell_pct)
-    needed = ratios.size if excess <= 1 else max(ratios.size + 1, math.ceil(ratios.size * excess**2))
-    return max(needed, MIN_AUTO_ROUNDS)
+    return ratios.size if excess <= 1 else max(ratios.size + 1, math.ceil(ratios.size * excess**2))
 
 
 def enough(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], tell_pct: float) -> bool:
@@ -134,7 +131,7 @@ def enough(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], tell_pct: f
     """
     narrow = _narrow(tell_pct)
     return all(
-        ratios.size >= MIN_AUTO_ROUNDS and _half_width(ratios) <= narrow and _half_width_of_sizes(ratios) <= narrow
+        ratios.size >= MIN_ROUNDS and _half_width(ratios) <= narrow and _half_width_of_sizes(ratios) <= narrow
         for ratios in (_log_ratios(rates, base_rates) for rates, base_rates in pairs)
     )
 

@@ -74,7 +74,9 @@ def _cannot_tell(section: Section) -> Iterable[str]:
         asked = [found.rounds_to_ask for found in these.values()]
         most = max((number for number in asked if number is not None), default=None)
         would = (
-            f"bench.repeats={most} would tell {tell_pct:g} %" if most else "too few rounds to say how many would tell"
+            f"bench.repeats={most} would tell {tell_pct:g} %, fewer with bench.turns=4 if all fit in memory at once"
+            if most
+            else "too few rounds to say how many would tell"
         )
         yield f"cannot tell {names} from the baseline: {would}"
 
