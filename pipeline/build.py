@@ -20,7 +20,7 @@ from pipeline.loader.batch import Batch
 from pipeline.loader.loader import EXIT_LIMIT_S, Loader
 from pipeline.loader.order import Order
 from pipeline.loader.sample import MakeSample
-from pipeline.machine import num_cores
+from pipeline.machine import cores_per_rank
 from pipeline.main_script import refuse_while_importing
 from pipeline.pickling import check_picklable
 from pipeline.prefetch import PrefetchLoader
@@ -221,7 +221,7 @@ def assemble(
     """
     refuse_while_importing("a pipeline")
     delivery = plan_delivery(config, transforms, device, pin_memory=pin_memory, has_own_transform=function is not None)
-    num_workers = config.loader.resolved_num_workers(num_cores())
+    num_workers = config.loader.resolved_num_workers(cores_per_rank())
     backend = resolve_backend(config.loader, num_workers, prefers_processes=delivery.on_device or function is not None)
     stats = Stats()
     with ExitStack() as resources:

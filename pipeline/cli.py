@@ -26,14 +26,18 @@ from pipeline._compat import HYDRA_MAIN, lazy_help_allowed
 from pipeline.config import BenchConfig, ConfigError, TrainConfig
 from pipeline.config.compose import to_config
 from pipeline.config.messages import one_line
+from pipeline.launched import LostRankError, is_first_rank, is_launched
 from pipeline.training.resume import LAST, checkpoint_to_continue, command_to_continue, keep_earlier
-from pipeline.training.stopping import Stopped
+from pipeline.training.stopping import RunError, Stopped
 from pipeline.training.sweep_table import print_sweep, record_failure
 
 log = logging.getLogger(__name__)
 
 # What a program does with a checked configuration and its run directory; returns the number that sweeps optimise.
 Task = Callable[[Any, Path], float]
+
+_WRITES_NOTHING = ["hydra.output_subdir=null", f"hydra.job_logging.handlers.file.filename={os.devnull}"]
+"""What Hydra is told at every rank but the first: all have one directory."""
 
 # What the user asked for; read before this file sets it for Hydra.
 _SHOW_ALL = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -46,6 +50,7 @@ class Door(Callback):
         """Refuse a wrong configuration before Hydra writes into the run's directory."""
         try:
             cfg = to_config(config, cwd=config.hydra.runtime.cwd)
+            _check_launcher(cfg)
             if not isinstance(cfg, BenchConfig):
                 _begin_or_continue(cfg, config.hydra)
             elif cfg.sweep.resume is not None:
@@ -55,6 +60,8 @@ class Door(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Refuse to continue a sweep of runs, and to write over one."""
+        if is_launched():
+            _refuse(ConfigError("torchrun starts the ranks of one run, not of a sweep; use -m with dist.nproc instead"))
         if config.resume is not None:
             _refuse(ConfigError(f"resume={config.resume} continues one run, not a sweep; leave out -m, or resume"))
         if "bench" in config:
@@ -85,6 +92,8 @@ def hydra_main(program: str) -> Callable[[Task], Callable[[], None]]:
             return _run_task(task, composed, program)
 
         def main() -> None:
+            if not is_first_rank():
+                sys.argv += _WRITES_NOTHING
             os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors in a form of its own and exits
             hydra_program = hydra.main(config_path=str(conf_dir()), config_name=program, **HYDRA_MAIN)(job)
             try:
@@ -138,13 +147,21 @@ def _run_task(task: Task, composed: DictConfig, program: str) -> float:
     try:
         return task(to_config(composed, cwd=hydra_config.runtime.cwd), run_dir)
     except Stopped as stopped:
-        sys.stderr.write(f"{stopped}: {_left_behind(stopped, composed, run_dir)}\n")
+        if is_first_rank():
+            sys.stderr.write(f"{stopped}: {_left_behind(stopped, composed, run_dir)}\n")
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write(f"interrupted; what there is of the run is in {run_dir}\n")
         sys.exit(130)
+    except LostRankError as lost:
+        if is_first_rank():
+            record_failure(run_dir, lost, program=program)
+        sys.stderr.write(f"{lost}\n")
+        sys.exit(1)
     except Exception as error:
-        record_failure(run_dir, error, program=program)
+        if is_first_rank():
+            record_failure(run_dir, error, program=program)
+        _tell_launcher(error)
         wrong_config = isinstance(error, ConfigError)
         if in_sweep:
             log.error(error if wrong_config else traceback.format_exc())
@@ -152,10 +169,33 @@ def _run_task(task: Task, composed: DictConfig, program: str) -> float:
         if wrong_config:
             _refuse(error)
         of_a_sample = [note for note in getattr(error, "__notes__", ()) if "sample id" in note]
+        if isinstance(error, RunError) and not _SHOW_ALL:
+            sys.stderr.write(f"{error}\n")
+            sys.exit(1)
         if of_a_sample and not _SHOW_ALL:  # the data is at fault and no line of code: say which file
             sys.stderr.write(f"{type(error).__name__}: {error}\n  {of_a_sample[0]}\n")
             sys.exit(1)
         raise
+
+
+def _check_launcher(cfg: TrainConfig) -> None:
+    """Refuse what cannot be under torchrun, before each of its processes does it."""
+    if not is_launched():
+        return
+    if isinstance(cfg, BenchConfig):
+        raise ConfigError("bench.py measures one process; start it without torchrun")
+    if cfg.dist.nproc > 1:
+        raise ConfigError(f"torchrun has started the ranks already; leave out dist.nproc={cfg.dist.nproc}")
+    if cfg.run.name is None and cfg.resume is None:
+        raise ConfigError("ranks need one directory, and each would take one by its own clock; add run.name=NAME")
+
+
+def _tell_launcher(error: Exception) -> None:
+    """Let torchrun's own report name the cause and not an exit code."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler  # its environment has torch
+
+        get_error_handler().record_exception(error)
 
 
 def _begin_or_continue(cfg: TrainConfig, hydra_config: DictConfig) -> None:
@@ -169,7 +209,7 @@ def _begin_or_continue(cfg: TrainConfig, hydra_config: DictConfig) -> None:
         if line is not None:
             sys.stderr.write(line + "\n")
             sys.exit(0)
-    if cfg.resume is not None:
+    if (cfg.resume is not None or last is not None) and is_first_rank():
         keep_earlier(run_dir, [name for name in (hydra_config.output_subdir, f"{hydra_config.job.name}.log") if name])
 
 
@@ -210,6 +250,8 @@ def _check_sweep_dir(config: DictConfig) -> None:
 def _left_behind(stopped: Stopped, composed: DictConfig, run_dir: Path) -> str:
     if stopped.step is None:
         return f"interrupted; what there is of the run is in {run_dir}"
+    if is_launched():
+        return f"saved {LAST} at step {stopped.step}; start the ranks again by the same command to continue"
     hydra_config = HydraConfig.get()
     in_sweep = hydra_config.mode is RunMode.MULTIRUN
     # A sweep's job is continued on its own: by its directory, which its name does not lead to.

@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from pipeline.launched import num_local_ranks
+
 PROC_VMSTAT = Path("/proc/vmstat")
 PROC_CGROUP = Path("/proc/self/cgroup")
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -23,6 +25,11 @@ def num_cores(*, proc_cgroup: Path = PROC_CGROUP, cgroup_root: Path = CGROUP_ROO
         if len(quota) == 2 and min(quota) > 0:
             cores = min(cores, max(1, quota[0] // quota[1]))
     return cores
+
+
+def cores_per_rank() -> int:
+    """`num_cores()` shared out among the ranks that a launcher started on this host; at least 1."""
+    return max(1, num_cores() // num_local_ranks())
 
 
 def available_bytes(*, proc_cgroup: Path = PROC_CGROUP, cgroup_root: Path = CGROUP_ROOT) -> int:

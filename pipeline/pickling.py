@@ -1,10 +1,11 @@
-"""What cannot be pickled, and where it is: a path that a user recognises, instead of a pickler's last words."""
+"""What cannot be pickled, and where it is, as a path that a user recognises; and errors that another process raises."""
 
 from __future__ import annotations
 
 import copyreg
 import pickle
 import reprlib
+import traceback
 from collections.abc import Iterator
 from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, ModuleType
 from typing import Any
@@ -31,6 +32,25 @@ def check_picklable(value: object, name: str, cure: str) -> None:
         path, error = found
         reason = " ".join(str(error).split()) or type(error).__name__
         raise TypeError(f"{path} cannot be sent to worker processes ({reason}); {cure}") from error
+
+
+def portable_error(error: BaseException) -> tuple[BaseException, str]:
+    """`error` if pickling keeps it what it is, else a RuntimeError with its words; and its story.
+
+    The story is the traceback, with those of its causes. Notes are in neither: they travel by themselves. `error`
+    itself loses its traceback and its causes.
+    """
+    told = traceback.TracebackException.from_exception(error)
+    told.__notes__ = None
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+        faithful = type(copy) is type(error) and copy.args == error.args
+    except Exception:  # an exception class can do anything in there
+        faithful = False
+    if not faithful:
+        error = RuntimeError(f"{type(error).__name__}: {_words(error)}")
+    return error, "".join(told.format()).rstrip()
 
 
 def unpicklable_path(value: object, name: str) -> tuple[str, Exception] | None:
@@ -155,3 +175,10 @@ def _names(value: object, path: str) -> dict[int, str]:
         except Exception:  # an empty slot, or an attribute that will not be read: it keeps its number
             continue
     return names
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # its own words fail it
+        return "(it cannot say what it is)"

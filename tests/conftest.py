@@ -9,6 +9,7 @@ import pytest
 import torch
 from contracts import worker_threads
 from fakes import write_jpegs
+from runs import FAULT
 from watching import Fifo, children, fifo, shared_descriptors
 
 
@@ -35,6 +36,14 @@ def broken_jpeg(tmp_path_factory: pytest.TempPathFactory, jpegs: list[Path]) -> 
     data = jpegs[0].read_bytes()
     path.write_bytes(data[: len(data) * 2 // 3])
     return path
+
+
+@pytest.fixture(scope="session")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH, which strikes processes down as `runs.FAULT` says."""
+    folder = tmp_path_factory.mktemp("faults")
+    (folder / "sitecustomize.py").write_text(FAULT)
+    return folder
 
 
 @pytest.fixture

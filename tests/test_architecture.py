@@ -13,7 +13,7 @@ import pipeline
 
 PACKAGE = Path(pipeline.__file__).parent
 
-LEAVES = {"_compat", "config", "draws", "lock", "machine", "main_script", "pickling", "shared", "stats"}
+LEAVES = {"_compat", "config", "draws", "launched", "lock", "machine", "main_script", "pickling", "shared", "stats"}
 """Rooms that any other may import; they import nothing but each other."""
 
 FLOW = [
@@ -39,9 +39,11 @@ FLOW = [
     "dataset",
     "api",
     "model",
+    "dist",
     "training",
     "bench",
     "cli",
+    "doctor",
 ]
 """Data flows down this list: a room imports only rooms above it."""
 
@@ -76,6 +78,7 @@ RUNS_IN_WORKERS = [
     "pipeline.stats",
     "pipeline.machine",
     "pipeline.lock",
+    "pipeline.launched",
 ]
 
 

@@ -21,7 +21,6 @@ from pipeline.config import (
     Cifar10Data,
     ConfigError,
     Data,
-    Dist,
     FolderData,
     Loader,
     ManifestData,
@@ -261,13 +260,13 @@ def test_a_cache_before_a_pack_of_pixels_is_refused_naming_its_keys(policy: str)
     ("make", "message"),
     [
         (lambda: config("data.on_error=skip"), "data.on_error=skip"),
-        (lambda: TrainConfig(data=IMAGES, dist=Dist(nproc=2)), "dist.nproc=2"),
+        (lambda: config("data.max_bad_fraction=0.5"), "data.max_bad_fraction=0.5"),
     ],
 )
 def test_what_does_not_work_yet_is_refused_by_name(make: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         make()
-    assert str(caught.value).startswith(f"{message} does not work in this version; use ")
+    assert str(caught.value).startswith(f"{message} does not work in this version; ")
 
 
 def test_a_pipeline_alone_needs_no_training_groups() -> None:
@@ -319,6 +318,10 @@ def test_relative_paths_start_from_the_directory_the_program_was_started_in(inpu
     cfg = config("data=folder", "data.root=images", "preload.dir=packs", cwd=str(inputs))
     assert isinstance(cfg.data, FolderData)
     assert (cfg.data.root, cfg.preload.dir) == (f"{inputs}/images", f"{inputs}/packs")
+    (inputs / "weights.pt").touch()
+    assert config("init_from=weights.pt", cwd=str(inputs)).init_from == f"{inputs}/weights.pt"
+    with pytest.raises(ConfigError, match=f"init_from is not a file: {inputs}/none.pt; give a checkpoint"):
+        config("init_from=none.pt", cwd=str(inputs))
     assert config("data=tar", "data.pattern=*.tar", cwd=str(inputs)).data.pattern == f"{inputs}/*.tar"
     assert config("data=tar", "data.pattern='{0..0}.tar'", cwd=str(inputs)).data.pattern == f"{inputs}/{{0..0}}.tar"
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
-import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +19,7 @@ import pytest
 import torch
 from fakes import write_jpegs
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from runs import assert_same_run, command, rows, run, summary
 
 from pipeline.config import (
     ConfigError,
@@ -43,30 +41,10 @@ from pipeline.training.evaluate import evaluate
 from pipeline.training.metrics import RunRecord
 from pipeline.training.resume import command_to_continue, keep_earlier, refuse_changes
 from pipeline.training.run import train
-from pipeline.training.stopping import Stopped, StopSignals
+from pipeline.training.stopping import RunError, Stopped, StopSignals
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS_PER_EPOCH = 4
-TIMINGS = {"train_samples_per_sec", "data_wait_pct", "train_s", "eval_s"}
-
-# Runs before the program: a signal to itself as it is about to do a thing (an audit event) for the n-th time.
-FAULT = """
-import os, signal, sys
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
-if "FAULT" in os.environ:
-    event, what, left, name = os.environ["FAULT"].split("|")
-    left = int(left)
-
-    def strike(happens, arguments):
-        global left
-        if happens == event and any(str(argument).endswith(what) for argument in arguments):
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), getattr(signal, name))
-
-    sys.addaudithook(strike)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +54,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("cats", "dogs"):
         write_jpegs(root / name, 12)
     return root
-
-
-@pytest.fixture(scope="module")
-def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("faults")
-    (folder / "sitecustomize.py").write_text(FAULT)
-    return folder
 
 
 def config(
@@ -100,38 +71,6 @@ def config(
         run=Run(device="cpu", num_threads=1, **run),
         resume=None if resume is None else str(resume),
     )
-
-
-def rows(run_dir: Path) -> list[dict[str, str]]:
-    """`metrics.csv` without what a clock measured."""
-    with (run_dir / "metrics.csv").open() as file:
-        return [{key: value for key, value in row.items() if key not in TIMINGS} for row in csv.DictReader(file)]
-
-
-def summary(run_dir: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
-    return found
-
-
-def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict | list):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from flat(item, f"{name}.{key}")
-    else:
-        yield name, value
-
-
-def assert_same_run(run_dir: Path, whole: Path) -> None:
-    """Same weights to the bit, same optimizer, generators, place in the data and metrics; times aside."""
-    for name in ("last.pt", "best.pt"):
-        ours, theirs = (load_checkpoint(folder / "checkpoints" / name) for folder in (run_dir, whole))
-        for key in ("model", "optimizer", "scheduler", "loader", "rng", "epoch", "step", "top1"):
-            for (path, value), (_, other) in zip(flat(ours[key]), flat(theirs[key]), strict=True):
-                same = torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
-                assert same, f"{name} {key}{path}"
-    assert rows(run_dir) == rows(whole)
-    for key in ("status", "steps", "epochs", "eval_top1", "best_top1", "eval_loss"):
-        assert summary(run_dir)[key] == summary(whole)[key], key
 
 
 @pytest.fixture(scope="module")
@@ -164,20 +103,6 @@ class Onlooker(io.StringIO):
 
 
 # --- real processes --------------------------------------------------------------------------------------------------
-
-
-def command(images: Path, *overrides: str) -> list[str]:
-    fixed = [f"data.root={images}", "data=folder", "data.val_fraction=0.3", "transforms.size=16", "loader.batch_size=4"]
-    fixed += ["loader.drop_last=true", "model.width=8", "schedule.epochs=2", "run.num_threads=1", "optim.lr=0.4"]
-    fixed += ["schedule.warmup_epochs=0.5", "logger.plot=false"]
-    return [sys.executable, str(ROOT / "train.py"), *fixed, *overrides]
-
-
-def run(arguments: list[str], *, cwd: Path, faults: Path, fault: str = "") -> subprocess.CompletedProcess[str]:
-    """Runs a command line to its end; `fault` is `event|end of an argument|count|signal`."""
-    paths = [str(faults), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)} | ({"FAULT": fault} if fault else {})
-    return subprocess.run(arguments, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_a_run_killed_four_times_ends_as_one_that_was_not(
@@ -375,12 +300,30 @@ def test_a_run_that_failed_goes_on_from_what_it_saved(
 
     with monkeypatch.context() as patch:
         patch.setattr(fit_module, "save_checkpoint", fill_the_disk)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(RunError, match=r"last\.pt could not be saved \(No space left on device\)"):
             train(config(images, save_every_steps=1), tmp_path)
     assert summary(tmp_path)["status"] == "failed"
     assert load_checkpoint(tmp_path / "checkpoints/last.pt")["step"] == 5
     train(config(images, resume=tmp_path), tmp_path)
     assert_same_run(tmp_path, whole)
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before_it(
+    images: Path, faults: Path, tmp_path: Path
+) -> None:
+    part = command(images, "run.name=full", "resume=auto", "loader.num_workers=0")
+    assert run([*part, "run.max_steps=4"], cwd=tmp_path, faults=faults).returncode == 0
+    last = tmp_path / "outputs/train/full/checkpoints/last.pt"
+    limited = ["prlimit", f"--fsize={last.stat().st_size // 2}", *part]
+    failed = run(limited, cwd=tmp_path, faults=faults)
+    assert failed.returncode == 1
+    line = failed.stderr.splitlines()[-1]
+    assert line.startswith(f"{last} could not be saved (File too large)") or "best.pt could not be saved" in line
+    assert "Traceback" not in failed.stderr
+    assert load_checkpoint(last)["step"] == 4
+    assert sorted(path.name for path in last.parent.iterdir()) == ["best.pt", "last.pt"]
+    assert summary(last.parents[1])["status"] == "failed"
+    assert run(part, cwd=tmp_path, faults=faults).returncode == 0
 
 
 def test_a_run_killed_between_its_two_checkpoints_saves_the_best_one_again(
@@ -512,8 +455,8 @@ def test_of_many_changes_ten_are_listed_and_the_others_counted() -> None:
 def test_scheduling_may_change_and_everything_else_may_not(images: Path) -> None:
     before = plain(config(images))
     scheduling = {
-        "cache", "preload", "logger", "dist", "resume",
-        "run.name", "run.num_threads", "run.save_every_steps", "run.max_steps",
+        "cache", "preload", "logger", "dist", "resume", "init_from",
+        "run.name", "run.num_threads", "run.save_every_steps", "run.max_steps", "run.keep_top",
         "loader.backend", "loader.num_workers", "loader.worker_scale", "loader.prefetch_factor",
         "loader.threads_per_worker", "loader.max_restarts", "loader.stall_timeout_s",
         "prefetch.device", "prefetch.num_batches", "data.root",
@@ -570,11 +513,11 @@ def test_a_checkpoint_that_is_none_is_refused_in_one_line(
 
 def test_torchs_generator_goes_on_from_where_it_was(images: Path, half: Path) -> None:
     state = load_checkpoint(half / "checkpoints/last.pt")
-    state["rng"]["cpu"] = torch.Generator().manual_seed(5).get_state()
+    state["rng"][0]["cpu"] = torch.Generator().manual_seed(5).get_state()
     save_checkpoint(half / "checkpoints/last.pt", state)
     train(config(images, resume=half), half)
-    after = load_checkpoint(half / "checkpoints/last.pt")["rng"]["cpu"]
-    assert torch.equal(after, state["rng"]["cpu"])  # a ResNet draws nothing after its first weights
+    after = load_checkpoint(half / "checkpoints/last.pt")["rng"][0]["cpu"]
+    assert torch.equal(after, state["rng"][0]["cpu"])  # a ResNet draws nothing after its first weights
 
 
 def test_the_record_of_a_continued_run_adds_up_its_parts(images: Path, half: Path) -> None:

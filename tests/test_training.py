@@ -33,6 +33,8 @@ from pipeline.config import (
     TrainConfig,
     Transforms,
 )
+from pipeline.dist import ALONE
+from pipeline.training import build as build_module
 from pipeline.training import fit as fit_module
 from pipeline.training import run as run_module
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
@@ -40,7 +42,8 @@ from pipeline.training.compute import Compute, choose_device
 from pipeline.training.curves import draw_curves
 from pipeline.training.environment import commit, plain
 from pipeline.training.evaluate import evaluate
-from pipeline.training.loop import Learner, Totals, train_epoch
+from pipeline.training.learner import Learner
+from pipeline.training.loop import Totals, train_epoch
 from pipeline.training.metrics import EpochMetrics, RunRecord
 from pipeline.training.optim import build_optimizer
 from pipeline.training.progress import Progress, closing_lines
@@ -110,7 +113,7 @@ def pipelines(monkeypatch: pytest.MonkeyPatch) -> dict[str, ListPipeline]:
     """The splits that `train` will be given; a test may put in others."""
     splits = {"train": ListPipeline(separable(96, seed=0)), "val": ListPipeline(separable(40, seed=1))}
 
-    def build(cfg: TrainConfig, *, split: str, device: torch.device, num_epochs: int = 1) -> ListPipeline:
+    def build(cfg: TrainConfig, *, split: str, **options: Any) -> ListPipeline:
         return splits[split]
 
     monkeypatch.setattr(run_module, "build_pipeline", build)
@@ -607,7 +610,7 @@ def test_a_checkpoint_brings_back_weights_optimizer_schedule_and_all_that_descri
     assert state["preprocessing"]["size"] == 32
     assert state["config"]["optim"]["name"] == "sgd"
 
-    learner = run_module.build_learner(cfg, CPU, num_classes=3, steps_per_epoch=6)
+    learner = build_module.build_learner(cfg, CPU, num_classes=3, steps_per_epoch=6)
     learner.model.load_state_dict(state["model"])
     learner.optimizer.load_state_dict(state["optimizer"])
     learner.scheduler.load_state_dict(state["scheduler"])
@@ -622,7 +625,7 @@ def test_the_best_checkpoint_is_that_of_the_best_epoch_and_the_last_that_of_the_
 ) -> None:
     scores = iter([0.2, 0.7, 0.5])
 
-    def scored(model: nn.Module, batches: object, *, compute: Compute) -> Any:
+    def scored(model: nn.Module, batches: object, **options: Any) -> Any:
         return SimpleNamespace(loss=1.0, top1=next(scores), num_samples=40, wall_s=0.1)
 
     monkeypatch.setattr(fit_module, "evaluate", scored)
@@ -777,8 +780,9 @@ def test_cuda_is_refused_where_there_is_none_and_auto_takes_what_is_there(monkey
         (None, 0, None, 8),
         (5, 2, None, 5),
         (None, "auto", None, 1),
-        (None, 2, {"num_threads": 3}, 3),
-        (5, 2, {"num_threads": 3}, 5),
+        (None, 2, {"num_threads": 3, "rng": [{}]}, 3),
+        (None, 2, {"num_threads": 3, "rng": [{}, {}]}, 6),
+        (5, 2, {"num_threads": 3, "rng": [{}]}, 5),
     ],
 )
 def test_torch_gets_the_cores_that_workers_leave_or_what_it_had_before_unless_told_otherwise(
@@ -788,10 +792,10 @@ def test_torch_gets_the_cores_that_workers_leave_or_what_it_had_before_unless_to
     expected: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(run_module, "num_cores", lambda: 8)
+    monkeypatch.setattr(build_module, "cores_per_rank", lambda: 8)
     cfg = config(run=Run(device="cpu", num_threads=num_threads))
     cfg.loader.num_workers = num_workers
-    assert run_module._num_threads(cfg, earlier) == expected
+    assert run_module._num_threads(cfg, earlier, ALONE) == expected
 
 
 def test_a_configuration_becomes_plain_values() -> None:

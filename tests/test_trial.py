@@ -20,7 +20,7 @@ from pipeline.bench.peers.headrace import as_contender, open_pipeline
 from pipeline.bench.trial import Trial, measure, run_trial
 from pipeline.config import Cache, ConfigError, Model, Preload, SamplerName
 from pipeline.sources import FileSource
-from pipeline.training.loop import Learner
+from pipeline.training.learner import Learner
 
 pytestmark = pytest.mark.usefixtures("torch_as_before")
 

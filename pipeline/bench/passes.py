@@ -16,8 +16,9 @@ from pipeline.bench.contender import Stream
 from pipeline.bench.memory import CPU_TICK_S, children_cpu_s
 from pipeline.config import BenchConfig
 from pipeline.sources import Source
+from pipeline.training.build import build_compute, build_learner
+from pipeline.training.checks import check_last_batch, num_classes_of
 from pipeline.training.loop import Clock, WaitTimer
-from pipeline.training.run import build_compute, build_learner, check_last_batch, num_classes_of
 
 Take = Callable[[Any, Any], object]
 """What the loop does with a batch's images and labels."""

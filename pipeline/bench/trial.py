@@ -30,11 +30,11 @@ from pipeline.build_source import open_source
 from pipeline.config import BenchConfig, CachePolicy, ConfigError, PreloadMode
 from pipeline.config.bench import AUTO, BenchMode, ContenderName
 from pipeline.sources import Source
+from pipeline.training.build import choose_num_threads
 from pipeline.training.compute import choose_device
 from pipeline.training.environment import commit, host, plain, versions
 from pipeline.training.loop import Clock
 from pipeline.training.replacing import replace_json
-from pipeline.training.run import choose_num_threads
 
 WARMUP_BATCHES = 10
 MIN_PASSES, MAX_PASSES = 7, 100

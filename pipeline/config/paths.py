@@ -16,6 +16,7 @@ def make_paths_absolute(config: PipelineConfig, cwd: Path) -> None:
         (config.data, "pattern"),
         (config.preload, "dir"),
         (config, "resume"),
+        (config, "init_from"),
     ):
         path = getattr(group, name, None)
         if path is not None and (name, path) != ("resume", AUTO):
@@ -24,7 +25,9 @@ def make_paths_absolute(config: PipelineConfig, cwd: Path) -> None:
 
 def check_paths(config: PipelineConfig) -> None:
     """Raise ConfigError if an input that the run would read is not there."""
-    data = config.data
+    data, init_from = config.data, getattr(config, "init_from", None)
+    if init_from is not None and getattr(config, "resume", None) is None and not Path(init_from).is_file():
+        raise ConfigError(f"init_from is not a file: {init_from}; give a checkpoint or a saved state_dict")
     if isinstance(data, FolderData) and not Path(data.root).is_dir():
         raise ConfigError(f"data.root is not a directory: {data.root}; give the one that holds the class directories")
     if isinstance(data, ManifestData):

@@ -60,6 +60,8 @@ class TrainConfig(PipelineConfig):
     run: Run = field(default_factory=Run)
     resume: str | None = None
     """Continue a run from its last checkpoint: that of `run.name` (auto), or that in a directory; null: begin."""
+    init_from: str | None = None
+    """File with weights to begin with: a checkpoint of another run, or a saved state_dict; null: random weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,6 +69,8 @@ class TrainConfig(PipelineConfig):
             raise ConfigError("resume must be auto or a run's directory, got ''; null begins a new run")
         if self.resume == AUTO and self.run.name is None:
             raise ConfigError("resume=auto needs to know which run: add run.name=NAME, or use resume=DIR")
+        if self.run.evaluate_only and (self.init_from is None or self.resume is not None):
+            raise ConfigError("run.evaluate_only needs weights and begins nothing: give init_from=FILE, and no resume")
 
 
 @dataclass(kw_only=True)
@@ -80,3 +84,5 @@ class BenchConfig(TrainConfig):
         if self.resume is not None:
             raise ConfigError(f"resume={self.resume} is for train.py: a benchmark is not continued; leave it out")
         super().__post_init__()
+        if self.dist.nproc > 1:
+            raise ConfigError(f"dist.nproc={self.dist.nproc} is for train.py: bench.py measures one process; use 1")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pipeline.config.checks import ConfigError, choice, whole
+from pipeline.config.checks import ConfigError, choice, flag, whole
 
 
 class Device(StrEnum):
@@ -33,11 +33,20 @@ class Run:
     """Steps between two checkpoints within an epoch; null: at each epoch's end only."""
     eval_every: int = 1
     """Epochs between two evaluations; the last epoch is always evaluated."""
+    evaluate_only: bool = False
+    """Evaluate the weights of `init_from` on the validation split, and train nothing."""
+    keep_top: int = 0
+    """So many checkpoints of the best epochs are kept beside best.pt and last.pt, named by epoch."""
+    deterministic: bool = False
+    """Refuse operations of torch whose results differ from run to run; slower on a GPU, the CPU's are so anyway."""
 
     def __post_init__(self) -> None:
         self.device = choice("run.device", self.device, Device)
         self.seed = whole("run.seed", self.seed, low=0, cure="0 is the usual one")
         self.eval_every = whole("run.eval_every", self.eval_every, low=1, cure="1 is after every epoch")
+        self.evaluate_only = flag("run.evaluate_only", self.evaluate_only)
+        self.keep_top = whole("run.keep_top", self.keep_top, low=0, cure="0 keeps best.pt and last.pt")
+        self.deterministic = flag("run.deterministic", self.deterministic)
         if self.num_threads is not None:
             self.num_threads = whole("run.num_threads", self.num_threads, low=1, cure="null chooses it")
         if self.max_steps is not None:

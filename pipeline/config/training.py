@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pipeline.config.checks import choice, flag, real, whole
+from pipeline.config.checks import ConfigError, choice, flag, real, whole
 
 
 class OptimName(StrEnum):
@@ -14,17 +14,19 @@ class OptimName(StrEnum):
 
 
 class Amp(StrEnum):
-    """Arithmetic: float32 throughout (off), or torch's autocast to bfloat16 (bf16)."""
+    """Arithmetic: float32 throughout (off), torch's autocast to bfloat16 (bf16), or to float16 with a scaler (fp16)."""
 
     off = "off"
     bf16 = "bf16"
+    fp16 = "fp16"
 
 
 class ScheduleName(StrEnum):
-    """The learning rate after warm-up: half a cosine down to 0, or constant."""
+    """The learning rate after warm-up: half a cosine down to 0, constant, or torch's one-cycle policy."""
 
     cosine = "cosine"
     constant = "constant"
+    one_cycle = "one_cycle"
 
 
 @dataclass(kw_only=True)
@@ -49,6 +51,14 @@ class Optim:
     """Weights in the layout that images arrive in; faster for convolutions."""
     grad_clip: float | None = None
     """Greatest norm of all gradients together; null: not clipped."""
+    num_parts: int = 1
+    """Parts in which a rank's batch goes through the model, to save memory; their gradients are added."""
+    average_decay: float | None = None
+    """Decay of a moving average of the weights (EMA), which is then what is evaluated; null: none."""
+    mixup: float = 0.0
+    """Alpha of MixUp; 0 is off."""
+    cutmix: float = 0.0
+    """Alpha of CutMix; 0 is off. With both, each batch gets one of them."""
 
     def __post_init__(self) -> None:
         self.name = choice("optim.name", self.name, OptimName)
@@ -63,6 +73,13 @@ class Optim:
         self.channels_last = flag("optim.channels_last", self.channels_last)
         if self.grad_clip is not None:
             self.grad_clip = real("optim.grad_clip", self.grad_clip, low=0, low_open=True, cure="null is off")
+        self.num_parts = whole("optim.num_parts", self.num_parts, low=1, cure="1 takes the batch as a whole")
+        if self.average_decay is not None:
+            self.average_decay = real(
+                "optim.average_decay", self.average_decay, low=0, high=1, high_open=True, cure="null is off"
+            )
+        self.mixup = real("optim.mixup", self.mixup, low=0, cure="0 is off")
+        self.cutmix = real("optim.cutmix", self.cutmix, low=0, cure="0 is off")
 
 
 @dataclass(kw_only=True)
@@ -86,6 +103,11 @@ class Schedule:
             high=self.epochs,
             cure="at most schedule.epochs, so lower both together; 0 is off",
         )
+        if self.name is ScheduleName.one_cycle and not 0 < self.warmup_epochs < self.epochs:
+            raise ConfigError(
+                f"schedule.warmup_epochs={self.warmup_epochs:g} leaves one_cycle no rise or no fall; "
+                f"take more than 0 and less than schedule.epochs={self.epochs}"
+            )
 
 
 @dataclass(kw_only=True)
@@ -110,7 +132,7 @@ class Dist:
     """Over how many processes a run is spread."""
 
     nproc: int = 1
-    """Processes on this machine."""
+    """Processes on this machine, each with `loader.batch_size` samples of a step."""
 
     def __post_init__(self) -> None:
         self.nproc = whole("dist.nproc", self.nproc, low=1, cure="1 is a run without others")

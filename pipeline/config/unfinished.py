@@ -12,7 +12,6 @@ from pipeline.config.checks import ConfigError
 _WORKING: dict[str, tuple[Collection[Any], str]] = {
     "data.on_error": (("raise",), "use raise"),
     "data.max_bad_fraction": ((0.1,), "leave it at 0.1: data.on_error=raise stops at the first bad sample"),
-    "dist.nproc": ((1,), "use 1"),
 }
 
 

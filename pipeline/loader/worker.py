@@ -7,14 +7,11 @@ the socket open.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import mmap
 import os
-import pickle
 import signal
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -23,11 +20,13 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.launched import die_with
 from pipeline.loader.hands import Hands
 from pipeline.loader.job import SampleFunction, make_rows
 from pipeline.loader.sample import MakeSample  # noqa: F401  # import decoders while the loader is still at work
 from pipeline.loader.wire import Connection, Done, Failure, Hello, Ready, Ring, Unable, Work
 from pipeline.main_script import import_main_script
+from pipeline.pickling import portable_error
 from pipeline.shared import Arena, map_file
 from pipeline.stats import Stats
 
@@ -35,12 +34,11 @@ STACK_SIGNAL = signal.SIGUSR1
 """Makes a worker write the stacks of its threads into its report, also while C code holds the GIL."""
 
 _PARENT_POLL_S = 1.0
-_PR_SET_PDEATHSIG = 1
 
 
 def main(fd: int, parent_pid: int) -> None:
     """Serve the loader at the other end of socket `fd`. Does not return."""
-    _die_with(parent_pid)
+    die_with(parent_pid)
     threading.Thread(target=_watch_parent, args=(parent_pid,), daemon=True).start()
     _Worker(Connection(socket.socket(fileno=fd))).run(0)
 
@@ -125,7 +123,7 @@ class _Worker:
                 import_main_script(hello.script)
             self._sample, self._stats = arena.load(hello.stored)
         except BaseException as error:
-            connection.send(Unable(_portable(error)))
+            connection.send(Unable(_failure(error)))
             return
         finally:
             arena.close()
@@ -153,39 +151,16 @@ def _make_rows(slots: Slots, work: Work, sample: SampleFunction, hands: Hands, h
 
     try:
         made, error = make_rows(sample, work.ids, work.draws, slots.rows(work.slot, work.row, len(work.ids)), begin)
-        return made, None if error is None else _portable(error)._replace(row=work.row + made)
+        return made, None if error is None else _failure(error)._replace(row=work.row + made)
     finally:
         hands.drop(hand)
 
 
-def _portable(error: BaseException) -> Failure:
-    """`error` if pickling keeps it what it is, else a RuntimeError with its words; its traceback as a note."""
+def _failure(error: BaseException) -> Failure:
     notes = [str(note) for note in getattr(error, "__notes__", ())]
-    where = _story(error)
-    error.__traceback__ = error.__cause__ = error.__context__ = None
-    try:
-        copy = pickle.loads(pickle.dumps(error))
-        faithful = type(copy) is type(error) and copy.args == error.args
-    except Exception:  # an exception class can do anything in there
-        faithful = False
-    if not faithful:
-        error = RuntimeError(f"{type(error).__name__}: {_words(error)}")
+    portable, story = portable_error(error)
     # The sample comes last: the end of a long message is what is read.
-    return Failure(0, error, [f"in worker process {os.getpid()}:\n{where}", *notes])
-
-
-def _story(error: BaseException) -> str:
-    """The traceback, and those of its causes; without the notes, which travel by themselves."""
-    story = traceback.TracebackException.from_exception(error)
-    story.__notes__ = None
-    return "".join(story.format()).rstrip()
-
-
-def _words(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # its own words fail it
-        return "(it cannot say what it is)"
+    return Failure(0, portable, [f"in worker process {os.getpid()}:\n{story}", *notes])
 
 
 def _private_bytes() -> int:
@@ -204,11 +179,3 @@ def _watch_parent(parent_pid: int) -> None:
     while os.getppid() == parent_pid:
         time.sleep(_PARENT_POLL_S)
     os._exit(0)
-
-
-def _die_with(parent_pid: int) -> None:
-    """Have the kernel end this process with its parent; end at once if that has happened already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        os._exit(0)

@@ -11,7 +11,10 @@ from pipeline.sources.paths import AnyPath
 from pipeline.sources.split import Split
 
 _DIRECTORY = "cifar-10-batches-py"
-_BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "val": ("test_batch",)}
+_BATCHES: dict[Split, tuple[str, ...]] = {
+    "train": tuple(f"data_batch_{number}" for number in range(1, 6)),
+    "val": ("test_batch",),
+}
 
 
 def open_cifar10(root: AnyPath, *, split: Split, download: bool = False) -> ArraySource:
@@ -26,9 +29,8 @@ def open_cifar10(root: AnyPath, *, split: Split, download: bool = False) -> Arra
         ValueError: The files are not there, or are not CIFAR-10's.
     """
     root = os.path.abspath(os.fsdecode(root))
-    folder = root if os.path.basename(root) == _DIRECTORY else os.path.join(root, _DIRECTORY)
-    names = _BATCHES[split]
-    missing = [name for name in (*names, "batches.meta") if not os.path.isfile(os.path.join(folder, name))]
+    folder, names = _folder(root), _BATCHES[split]
+    missing = _missing(folder, split)
     if missing and download:
         from torchvision.datasets import CIFAR10
 
@@ -44,6 +46,20 @@ def open_cifar10(root: AnyPath, *, split: Split, download: bool = False) -> Arra
     labels = [label for batch in batches for label in batch[b"labels"]]
     pixels = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
     return ArraySource(pixels, labels, class_names, name=f"cifar10/{split}")
+
+
+def is_complete(root: AnyPath) -> bool:
+    """Returns whether all files of both splits are there, so that `open_cifar10` downloads nothing."""
+    folder = _folder(os.path.abspath(os.fsdecode(root)))
+    return not any(_missing(folder, split) for split in _BATCHES)
+
+
+def _folder(root: str) -> str:
+    return root if os.path.basename(root) == _DIRECTORY else os.path.join(root, _DIRECTORY)
+
+
+def _missing(folder: str, split: Split) -> list[str]:
+    return [name for name in (*_BATCHES[split], "batches.meta") if not os.path.isfile(os.path.join(folder, name))]
 
 
 class _ArraysOnly(pickle.Unpickler):

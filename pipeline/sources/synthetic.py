@@ -130,6 +130,16 @@ def generate_synthetic(
     return directory
 
 
+def is_generated(root: AnyPath, *, num_images: int, num_classes: int = 10, seed: int = 0) -> bool:
+    """Returns whether a synthetic set is complete under `root`, so that `open_synthetic` generates nothing.
+
+    Raises:
+        ValueError: What is there is damaged, or a number is out of range.
+    """
+    wanted = SyntheticSet(num_images, num_classes, seed)
+    return _is_complete(wanted.directory(root), wanted)
+
+
 def _is_complete(directory: Path, wanted: SyntheticSet) -> bool:
     path = directory / "manifest.json"
     try:

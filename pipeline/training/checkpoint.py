@@ -16,8 +16,13 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Raises:
         OSError: it could not be written, as on a full disk; the file that was there before still is.
     """
-    with replacing(path) as file:
-        torch.save(state, file)
+    try:
+        with replacing(path) as file:
+            torch.save(state, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None  # torch's writer fails once more as it closes, with words about positions
+        raise
 
 
 def load_checkpoint(path: Path, *, device: torch.device | str = "cpu", mmap: bool = False) -> dict[str, Any]:

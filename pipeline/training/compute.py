@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import ConfigError, Device
+from pipeline.dist import ALONE, World
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +37,27 @@ class Compute:
         return images, labels.to(self.device, non_blocking=True)
 
 
-def choose_device(name: Device) -> torch.device:
-    """The device for `run.device`; `auto` is CUDA where torch sees one, else the CPU.
+def may_use_cuda(name: Device) -> bool:
+    """Whether `choose_device` gives a CUDA device."""
+    return name is not Device.cpu and torch.cuda.is_available()
+
+
+def choose_device(name: Device, *, world: World = ALONE) -> torch.device:
+    """The device for `run.device`; `auto` is CUDA where torch sees one, else the CPU. Each rank of a host has its own.
 
     Raises:
-        ConfigError: CUDA is asked for and torch sees none.
+        ConfigError: CUDA is asked for and torch sees none, or fewer devices than there are ranks on this host.
     """
     has_cuda = torch.cuda.is_available()
     if name is Device.cuda and not has_cuda:
         raise ConfigError("run.device is cuda, but torch sees no CUDA device; auto takes what is there")
-    return torch.device("cuda" if has_cuda and name is not Device.cpu else "cpu")
+    if not has_cuda or name is Device.cpu:
+        return torch.device("cpu")
+    if world.size == 1:
+        return torch.device("cuda")
+    if world.local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"{world.local_size} ranks on this host, but torch sees {torch.cuda.device_count()} CUDA devices; "
+            "lower dist.nproc, or use run.device=cpu"
+        )
+    return torch.device("cuda", world.local_rank)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.dist import ALONE, World
 from pipeline.training.compute import Compute
 from pipeline.training.loop import Clock
 
@@ -37,16 +38,19 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     compute: Compute,
+    world: World = ALONE,
     clock: Clock = time.perf_counter,
 ) -> Evaluation:
     """Scores every sample of `batches` once; a short batch weighs what it holds, an empty one nothing.
 
-    Leaves the model in evaluation mode.
+    The ranks of `world` score a part each, all by the first one's buffers, and each gets the whole. Leaves the model in
+    evaluation mode.
 
     Raises:
         RuntimeError: there was no sample to score.
     """
     model.eval()
+    world.share_buffers(model)
     start_s = clock()
     loss_sum = torch.zeros((), dtype=torch.float64, device=compute.device)
     num_right = torch.zeros((), dtype=torch.int64, device=compute.device)
@@ -60,14 +64,16 @@ def evaluate(
             loss_sum += functional.cross_entropy(logits, labels, reduction="sum")
         num_right += (logits.argmax(dim=1) == labels).sum()
         num_samples += len(labels)
-    if num_samples == 0:
+    mine = torch.stack([loss_sum, num_right.double(), num_right.new_tensor(num_samples).double()]).cpu()
+    total_loss, total_right, total_samples = world.sum(mine).tolist()
+    if total_samples == 0:
         raise RuntimeError(
             "evaluation had no sample to score: the validation split is empty or none of it could be read; "
             "raise data.val_fraction, or see quarantine.csv"
         )
     return Evaluation(
-        loss=float(loss_sum) / num_samples,
-        top1=int(num_right) / num_samples,
-        num_samples=num_samples,
-        wall_s=clock() - start_s,
+        loss=total_loss / total_samples,
+        top1=total_right / total_samples,
+        num_samples=int(total_samples),
+        wall_s=world.greatest(clock() - start_s),
     )

@@ -12,15 +12,20 @@ from pipeline.build import Pipeline
 from pipeline.config import TrainConfig
 from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.evaluate import evaluate
-from pipeline.training.loop import Learner, Totals, train_epoch
+from pipeline.training.learner import Learner
+from pipeline.training.loop import Totals, train_epoch
 from pipeline.training.metrics import RunRecord
 from pipeline.training.progress import Progress
 from pipeline.training.replacing import discard_partial
 from pipeline.training.resume import LAST
 from pipeline.training.state import restore, take_state
-from pipeline.training.stopping import Stopped, StopSignals
+from pipeline.training.stopping import RunError, Stopped, StopSignals
 
 BEST = LAST.with_name("best.pt")
+
+
+def _of_epoch(epoch: int) -> Path:
+    return LAST.with_name(f"epoch-{epoch}.pt")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,7 +51,8 @@ class Fit:
             ConfigError: the data is not what that run was trained on.
         """
         restore(earlier, self.learner, self.train_pipeline)
-        discard_partial((self.run_dir / LAST).parent)
+        if self.learner.world.is_first:
+            discard_partial((self.run_dir / LAST).parent)
         if earlier["unfinished"] is not None:
             self.unfinished = Totals(**earlier["unfinished"])
 
@@ -55,9 +61,10 @@ class Fit:
 
         Raises:
             Stopped: a signal came; `checkpoints/last.pt` is of the step it names.
+            RunError: the loss is not finite, or a checkpoint could not be saved.
         """
         num_epochs = self.cfg.schedule.epochs
-        progress = Progress(sys.stderr, num_epochs=num_epochs)
+        progress = Progress(sys.stderr if self.learner.world.is_first else None, num_epochs=num_epochs)
         for epoch in range(len(self.record.rows) + 1, num_epochs + 1):
             self._run_epoch(epoch, progress)
             if self.record.status == "stopped":
@@ -76,7 +83,10 @@ class Fit:
             self.stop.check()
             if is_last or is_cut or epoch % self.cfg.run.eval_every == 0:
                 evaluation = evaluate(
-                    self.learner.model, self.stop.checked(self.val_pipeline), compute=self.learner.compute
+                    self.learner.evaluated,
+                    self.stop.checked(self.val_pipeline),
+                    compute=self.learner.compute,
+                    world=self.learner.world,
                 )
         except Stopped as stopped:
             self._save(LAST, pending)
@@ -89,9 +99,24 @@ class Fit:
             state["top1"] = evaluation.top1
             if best_top1 is None or evaluation.top1 > best_top1:
                 self._save(BEST, state)  # before the last: a run killed in between evaluates again, and saves both
+            self._keep_top(epoch, state)
         self._save(LAST, state)
         if is_cut:
             self.record.status = "stopped"
+
+    def _keep_top(self, epoch: int, state: dict[str, Any]) -> None:
+        """Saves the epoch if it is among the best, and drops the one that no longer is; the earlier wins a tie."""
+        if self.cfg.run.keep_top == 0:
+            return
+        evaluated = [row for row in self.record.rows if row.eval_top1 is not None]
+        best = sorted(evaluated, key=lambda row: (-(row.eval_top1 or 0.0), row.epoch))[: self.cfg.run.keep_top]
+        top = [row.epoch for row in best]
+        if epoch in top:
+            self._save(_of_epoch(epoch), state)
+        if self.learner.world.is_first:
+            for row in evaluated:
+                if row.epoch not in top:
+                    (self.run_dir / _of_epoch(row.epoch)).unlink(missing_ok=True)
 
     def _train(self, epoch: int, progress: Progress) -> Totals:
         """Trains what is left of `epoch`, or of the run's steps, or what can be done before a signal."""
@@ -137,4 +162,12 @@ class Fit:
         return take_state(self.cfg, self.learner, self.train_pipeline, self.record, epoch=epoch, unfinished=unfinished)
 
     def _save(self, name: Path, state: dict[str, Any]) -> None:
-        save_checkpoint(self.run_dir / name, state)
+        if self.learner.world.is_first:
+            try:
+                save_checkpoint(self.run_dir / name, state)
+            except OSError as error:
+                raise RunError(
+                    f"{self.run_dir / name} could not be saved ({error.strerror}); what was saved before it is whole: "
+                    "make room, and continue the run with resume"
+                ) from error
+        self.learner.world.wait()  # a rank that ends has the others ended, who may be saving still

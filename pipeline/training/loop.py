@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch import Tensor
 
-from pipeline.training.compute import Compute
+from pipeline.dist import World
+from pipeline.training.learner import Learner
+from pipeline.training.stopping import RunError
 
 Clock = Callable[[], float]
 """Seconds from any fixed moment, like `time.perf_counter`."""
@@ -33,6 +32,8 @@ class Observer(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
     """Sums over (a part of) an epoch's training: plain numbers, from which `train_epoch` can go on.
+
+    They are of all ranks together; seconds are of the rank that took most of them.
 
     Attributes:
         lr: learning rate of the epoch's first step.
@@ -80,42 +81,6 @@ AfterBatch = Callable[[Callable[[], Totals]], bool]
 """Told after each batch how to ask for the epoch's totals so far, which waits for the device; True ends the part."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Learner:
-    """A model with all that changes it. `num_steps` counts the steps taken in all epochs."""
-
-    model: nn.Module
-    optimizer: Optimizer
-    scheduler: LRScheduler
-    compute: Compute
-    label_smoothing: float = 0.0
-    grad_clip: float | None = None
-    num_steps: int = 0
-
-    @property
-    def lr(self) -> float:
-        """The learning rate of the next step."""
-        return float(self.optimizer.param_groups[0]["lr"])
-
-    def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes one step and gives the batch's mean loss and number right, as scalars on the device.
-
-        Never waits for the device. The batch must not be empty: its mean would be NaN.
-        """
-        images, labels = self.compute.place(images, labels)
-        with self.compute.autocast():
-            logits = self.model(images)
-            loss = functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
-        if self.grad_clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
-        self.optimizer.step()
-        self.scheduler.step()
-        self.num_steps += 1
-        return loss.detach(), (logits.detach().argmax(dim=1) == labels).sum()
-
-
 def train_epoch(
     learner: Learner,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -128,21 +93,24 @@ def train_epoch(
 ) -> Totals:
     """Trains on every batch once, or until `after_batch` says so, and gives the epoch's totals.
 
-    `earlier` are the totals of the part of the epoch that came before `batches`. A batch that `data.on_error=skip`
-    emptied takes no step: its gradient is zero, its mean loss undefined.
+    `earlier` are the totals of the part of the epoch that came before `batches`. A global batch that
+    `data.on_error=skip` emptied takes no step: its gradient is zero, its mean loss undefined. Every rank has as many
+    batches.
 
     Raises:
-        RuntimeError: the loss is not finite, or there was not one sample in the whole epoch.
+        RunError: the loss is not finite.
+        RuntimeError: there was not one sample in the whole epoch.
     """
     learner.model.train()
     timer = WaitTimer(batches, clock)
-    tally = _Tally(earlier or Totals(lr=learner.lr), timer, clock)
+    tally = _Tally(earlier or Totals(lr=learner.lr), timer, clock, learner.world)
     for images, labels in timer:
         observer.advance()
         tally.num_batches += 1
-        if len(labels) > 0:
+        num_samples = int(learner.world.sum(torch.tensor(len(labels))))
+        if num_samples > 0:
             lr = learner.lr
-            loss, num_right = learner.step(images, labels)
+            loss, num_right = learner.step(images, labels, num_samples=num_samples)
             tally.add(learner.num_steps, lr, len(labels), loss, num_right)
             if learner.num_steps % every_steps == 0:
                 observer.show(tally.totals())
@@ -179,10 +147,14 @@ class WaitTimer:
 
 
 class _Tally:
-    """Adds up an epoch without waiting for the device: scalars stay there until `totals` asks for them."""
+    """Adds up an epoch without waiting for the device: scalars stay there until `totals` asks for them.
 
-    def __init__(self, earlier: Totals, timer: WaitTimer, clock: Clock) -> None:
+    `totals` is for all ranks at the same step.
+    """
+
+    def __init__(self, earlier: Totals, timer: WaitTimer, clock: Clock, world: World) -> None:
         self.num_batches = earlier.num_batches
+        self._world = world
         self._earlier = earlier
         self._loss_sum = earlier.loss_sum
         self._num_right = earlier.num_right
@@ -203,6 +175,9 @@ class _Tally:
     def totals(self) -> Totals:
         self._collect()
         earlier, timer = self._earlier, self._timer
+        first_batch_s = timer.first_batch_s if math.isnan(earlier.first_batch_s) else earlier.first_batch_s
+        mine = (self._clock() - self._start_s, timer.wait_s, first_batch_s)
+        wall_s, wait_s, first_batch_s = map(self._world.greatest, mine)
         return Totals(
             lr=earlier.lr,
             loss_sum=self._loss_sum,
@@ -210,26 +185,29 @@ class _Tally:
             num_samples=self._num_samples,
             num_steps=self._num_steps,
             num_batches=self.num_batches,
-            wall_s=earlier.wall_s + self._clock() - self._start_s,
-            wait_s=earlier.wait_s + timer.wait_s,
-            first_batch_s=timer.first_batch_s if math.isnan(earlier.first_batch_s) else earlier.first_batch_s,
+            wall_s=earlier.wall_s + wall_s,
+            wait_s=earlier.wait_s + wait_s,
+            first_batch_s=first_batch_s,
         )
 
     def _collect(self) -> None:
         if not self._pending:
             return
         # Waits for the device: only every `every_steps` steps, for a checkpoint, and at the end of an epoch.
-        losses = torch.stack(self._pending_losses).tolist()
-        self._num_right += int(torch.stack(self._pending_right).sum())
+        means = torch.stack(self._pending_losses).to("cpu", torch.float64)
+        num_right = torch.stack(self._pending_right).to("cpu", torch.float64)
+        counts = torch.tensor([num_samples for _, _, num_samples in self._pending], dtype=torch.float64)
+        sums = self._world.sum(torch.stack([means * counts, num_right, counts])).T.tolist()
         # One by one, in order: the sum is then the same whenever it is asked for, to the bit.
-        for (step, lr, num_samples), loss in zip(self._pending, losses, strict=True):
-            if not math.isfinite(loss):
-                raise RuntimeError(
-                    f"the loss is {loss} at step {step}, with a learning rate of {lr:.3g}; lower optim.lr, "
-                    "lengthen schedule.warmup_epochs, set optim.grad_clip=1, or try optim.amp=off"
+        for (step, lr, _), (loss_sum, right, num_samples) in zip(self._pending, sums, strict=True):
+            if not math.isfinite(loss_sum):
+                raise RunError(
+                    f"the loss is {loss_sum / num_samples} at step {step}, with a learning rate of {lr:.3g}; lower "
+                    "optim.lr, lengthen schedule.warmup_epochs, set optim.grad_clip=1, or try optim.amp=off"
                 )
-            self._loss_sum += loss * num_samples
-            self._num_samples += num_samples
+            self._loss_sum += loss_sum
+            self._num_right += int(right)
+            self._num_samples += int(num_samples)
             self._num_steps += 1
         self._pending.clear()
         self._pending_losses.clear()

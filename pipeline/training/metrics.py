@@ -55,6 +55,8 @@ class RunRecord:
     `wall_s` adds up its parts, each as far as a checkpoint of it was gone on from. `cache_hit_pct` and the like are of
     the last part, for every part begins with an empty cache.
 
+    Of several ranks the first one writes; the others keep the same record and write nothing.
+
     `peak_pss_mb` is this process's proportional set size at its highest epoch end, in 10^6 bytes; worker
     processes are not in it, and it is None where the system does not tell.
     """
@@ -64,11 +66,15 @@ class RunRecord:
         run_dir: Path,
         *,
         config: dict[str, Any],
+        writes: bool = True,
         write_csv: bool = True,
         earlier: Mapping[str, Any] | None = None,
         clock: Clock = time.perf_counter,
     ) -> None:
-        """Begins a record, or goes on with `earlier`, what `state_dict` gave in the part before."""
+        """Begins a record, or goes on with `earlier`, what `state_dict` gave in the part before.
+
+        Without `writes` it leaves no file, whatever `write_csv` says.
+        """
         run_dir.mkdir(parents=True, exist_ok=True)
         self.rows: list[EpochMetrics] = []
         self.num_steps = 0
@@ -77,10 +83,13 @@ class RunRecord:
         self.cache_bound_pct: float | None = None
         """The most hits there could have been."""
         self.cache_advice: str | None = None
+        self.evaluation: Evaluation | None = None
+        """Of a run that trains nothing."""
         self.status: Status = "completed"
         self._run_dir = run_dir
         self._config = config
-        self._write_csv = write_csv
+        self._writes = writes
+        self._write_csv = write_csv and writes
         self._clock = clock
         self._start_s = clock()
         self._earlier_s = 0.0
@@ -142,6 +151,8 @@ class RunRecord:
             self.status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
         message = f"{type(error).__name__}: {error}" if error is not None else None
         self.summary = _finite(self._results() | {"status": self.status, "error": message} | self._conditions())
+        if not self._writes:
+            return
         text = json.dumps(self.summary, indent=2, allow_nan=False) + "\n"
         try:
             with replacing(self._run_dir / "summary.json") as file:
@@ -153,15 +164,16 @@ class RunRecord:
 
     def _results(self) -> dict[str, Any]:
         evaluated = [row for row in self.rows if row.eval_top1 is not None]
+        last = self.evaluation
         train_s = sum(trained.wall_s for trained in self._trained)
         wait_s = sum(trained.wait_s for trained in self._trained)
         num_samples = sum(trained.num_samples for trained in self._trained)
         return {
             "train_samples_per_sec": num_samples / train_s if train_s else None,
-            "eval_top1": evaluated[-1].eval_top1 if evaluated else None,
+            "eval_top1": evaluated[-1].eval_top1 if evaluated else last.top1 if last else None,
             "best_top1": self.best_top1,
-            "eval_loss": evaluated[-1].eval_loss if evaluated else None,
-            "eval_num_samples": evaluated[-1].eval_num_samples if evaluated else None,
+            "eval_loss": evaluated[-1].eval_loss if evaluated else last.loss if last else None,
+            "eval_num_samples": evaluated[-1].eval_num_samples if evaluated else last.num_samples if last else None,
             "data_wait_pct": 100 * wait_s / train_s if train_s else None,
             "first_batch_s": self._trained[0].first_batch_s if self._trained else None,
             "peak_pss_mb": self._peak_pss_bytes / 1e6 if self._peak_pss_bytes else None,

@@ -17,12 +17,15 @@ _log = logging.getLogger(__name__)
 
 
 class Progress:
-    """Tells `stream` how training goes: an `Observer` of each epoch, and a line at its end, which is logged as well."""
+    """Tells `stream` how training goes: an `Observer` of each epoch, and a line at its end, which is logged as well.
 
-    def __init__(self, stream: TextIO, *, num_epochs: int) -> None:
+    With None for a stream nothing is told: another rank does that.
+    """
+
+    def __init__(self, stream: TextIO | None, *, num_epochs: int) -> None:
         self._stream = stream
         self._num_epochs = num_epochs
-        self._on_terminal = stream.isatty()
+        self._on_terminal = stream is not None and stream.isatty()
         self._bar: tqdm[Any] | None = None
         self._epoch = 0
         self._num_batches = 0
@@ -63,7 +66,8 @@ class Progress:
         speeds = _speeds(row.train_samples_per_sec, row.data_wait_pct, row.train_loss)
         line = f"{self._name(row.epoch)}  {speeds}  {scores}"
         self._write(line)
-        _log.info(line)
+        if self._stream is not None:
+            _log.info(line)
 
     def close(self) -> None:
         """Takes the bar off the terminal; may be called at any time."""
@@ -75,8 +79,9 @@ class Progress:
         return f"epoch {epoch:>{len(str(self._num_epochs))}}/{self._num_epochs}"
 
     def _write(self, line: str) -> None:
-        self._stream.write(line + "\n")
-        self._stream.flush()
+        if self._stream is not None:
+            self._stream.write(line + "\n")
+            self._stream.flush()
 
 
 def _speeds(samples_per_sec: float, data_wait_pct: float, loss: float) -> str:
@@ -85,6 +90,11 @@ def _speeds(samples_per_sec: float, data_wait_pct: float, loss: float) -> str:
 
 def closing_lines(summary: Mapping[str, Any], run_dir: Path) -> str:
     """A finished run in lines of at most 100 columns, long paths apart: results, and where the report lies."""
+    if summary["steps"] == 0:
+        return (
+            f"evaluated: top-1 {100 * summary['eval_top1']:.1f} % of {summary['eval_num_samples']} validation images, "
+            f"loss {summary['eval_loss']:.3f}\n  report     {_short(run_dir / 'summary.json')}\n"
+        )
     pss_mb, cache_hit_pct = summary["peak_pss_mb"], summary["cache_hit_pct"]
     lines = [
         "{status}: {epochs} epochs, {steps} steps in {wall_s:.0f} s".format_map(summary),

@@ -14,18 +14,20 @@ from typing import Any
 from pipeline.config import ConfigError, TrainConfig
 from pipeline.config.leaves import leaves
 from pipeline.config.root import AUTO
+from pipeline.launched import is_launched
 
 LAST = Path("checkpoints/last.pt")
 """Within a run's directory: the checkpoint that it goes on from."""
 
 _SCHEDULING_GROUPS = ("cache", "preload", "logger", "dist")
 _SCHEDULING_KEYS = frozenset({
-    "resume", "run.name", "run.save_every_steps", "run.max_steps",
+    "resume", "run.name", "run.save_every_steps", "run.max_steps", "run.keep_top",
     # With another number of threads torch adds floats in another order: the run goes on, but not to the same bit.
     "run.num_threads",
     "loader.backend", "loader.num_workers", "loader.worker_scale", "loader.prefetch_factor",
     "loader.threads_per_worker", "loader.max_restarts", "loader.stall_timeout_s",
     "prefetch.device", "prefetch.num_batches",
+    "init_from",  # what a run went on from has taken its place
     # Where the data lies and how it came there; the loader's state proves that it is the same data.
     "data.root", "data.path", "data.pattern", "data.download",
 })  # fmt: skip
@@ -36,12 +38,16 @@ _ABSENT = object()
 def checkpoint_to_continue(cfg: TrainConfig, run_dir: Path) -> Path | None:
     """The checkpoint that a run of `cfg` in `run_dir` goes on from; None: it begins.
 
+    Under torchrun a run goes on from its checkpoint without being told to: a restart gives it the same command.
+
     Raises:
         ConfigError: `resume` names another directory or one without a checkpoint; or it is null and `run_dir` holds
             a checkpoint, which a new run would overwrite.
     """
     last = run_dir / LAST
     if cfg.resume is None:
+        if last.exists() and is_launched():
+            return last
         if last.exists():
             which = AUTO if cfg.run.name is not None else run_dir
             raise ConfigError(f"{run_dir} holds a run already; add resume={which} to continue it, or change run.name")

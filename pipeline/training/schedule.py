@@ -1,18 +1,26 @@
-"""The learning rate of each step: a linear warm-up, then a cosine to zero or a constant."""
+"""The learning rate of each step: a linear warm-up, then a cosine to zero or a constant; or torch's one cycle."""
 
 from __future__ import annotations
 
 import math
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from pipeline.config import Schedule, ScheduleName
 
 
-def build_schedule(schedule: Schedule, optimizer: Optimizer, *, steps_per_epoch: int) -> LambdaLR:
+def build_schedule(schedule: Schedule, optimizer: Optimizer, *, steps_per_epoch: int) -> LRScheduler:
     """Builds the schedule over all epochs; its `step()` belongs after each step of the optimizer."""
     num_steps = schedule.epochs * steps_per_epoch
+    if schedule.name is ScheduleName.one_cycle:
+        return OneCycleLR(
+            optimizer,
+            max_lr=[float(group["lr"]) for group in optimizer.param_groups],
+            total_steps=num_steps + 1,  # it counts the rate after the last step too
+            pct_start=schedule.warmup_epochs / schedule.epochs,
+            cycle_momentum=all(group.get("momentum", 1) for group in optimizer.param_groups),
+        )
     warmup_steps = round(schedule.warmup_epochs * steps_per_epoch)
     cosine = schedule.name is ScheduleName.cosine
     return LambdaLR(

@@ -13,11 +13,12 @@ from pipeline.build import Pipeline
 from pipeline.config import ConfigError, TrainConfig
 from pipeline.training.checkpoint import load_checkpoint
 from pipeline.training.environment import plain
-from pipeline.training.loop import Learner, Totals
+from pipeline.training.learner import Learner
+from pipeline.training.loop import Totals
 from pipeline.training.metrics import RunRecord
 from pipeline.training.resume import has_reported, refuse_changes
 
-VERSION = 1
+VERSION = 2
 
 
 def take_state(
@@ -33,24 +34,27 @@ def take_state(
 
     `unfinished` are the totals of `epoch` as far as it was trained while `record` has no row of it; None: it has one.
     The tensors are the model's own: a state is for saving before the next step. Its `top1` is for the caller to set,
-    where this very state was evaluated.
+    where this very state was evaluated. All ranks take it together; the first one's is the one to save.
     """
     on_cuda = learner.compute.device.type == "cuda"
+    own_rng = {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(learner.compute.device) if on_cuda else None,
+    }
     return {
         "version": VERSION,
         "model": learner.model.state_dict(),
         "optimizer": learner.optimizer.state_dict(),
         "scheduler": learner.scheduler.state_dict(),
+        "scaler": None if learner.scaler is None else learner.scaler.state_dict(),
+        "average": None if learner.average is None else learner.average.state_dict(),
         "loader": pipeline.state_dict(),
         "epoch": epoch,
         "step": learner.num_steps,
         "unfinished": None if unfinished is None else asdict(unfinished),
         "top1": None,
         "record": record.state_dict(),
-        "rng": {
-            "cpu": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state(learner.compute.device) if on_cuda else None,
-        },
+        "rng": learner.world.gather_values(own_rng),
         "num_threads": torch.get_num_threads(),
         "preprocessing": plain(cfg.transforms.evaluation()),
         "class_names": list(pipeline.source.class_names),
@@ -100,11 +104,17 @@ def restore(state: dict[str, Any], learner: Learner, pipeline: Pipeline) -> None
     learner.model.load_state_dict(state.pop("model"))
     learner.optimizer.load_state_dict(state.pop("optimizer"))
     learner.scheduler.load_state_dict(state["scheduler"])
+    if learner.scaler is not None:
+        learner.scaler.load_state_dict(state["scaler"])
+    if learner.average is not None:
+        learner.average.load_state_dict(state.pop("average"))
     learner.num_steps = state["step"]
-    torch.set_rng_state(state["rng"]["cpu"])
-    # A run that moved between CPU and GPU has no generator to go on with, nor could it be exact.
-    if state["rng"]["cuda"] is not None and learner.compute.device.type == "cuda":
-        torch.cuda.set_rng_state(state["rng"]["cuda"], learner.compute.device)
+    if learner.world.rank < len(state["rng"]):  # a rank that was not there begins with a generator of its own
+        rng = state["rng"][learner.world.rank]
+        torch.set_rng_state(rng["cpu"])
+        # A run that moved between CPU and GPU has no generator to go on with, nor could it be exact.
+        if rng["cuda"] is not None and learner.compute.device.type == "cuda":
+            torch.cuda.set_rng_state(rng["cuda"], learner.compute.device)
 
 
 def _check_length(state: dict[str, Any], cfg: TrainConfig, run_dir: Path) -> None:

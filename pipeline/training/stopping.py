@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM: end a run after the step in hand, so that it can be continued. Needs no torch."""
+"""What ends a run early: Ctrl-C and SIGTERM, after the step in hand and to be continued; and its own errors.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,16 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 _Item = TypeVar("_Item")
+
+
+class Ranks(Protocol):
+    """What `StopSignals` needs of a `World`."""
+
+    def greatest(self, number: float) -> float:
+        """The greatest of the ranks' numbers."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -22,10 +32,17 @@ class Stopped(KeyboardInterrupt):
         self.signal = signal.Signals(signal_number)
         self.step = step
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (int(self.signal),), self.__dict__
+
     @property
     def exit_code(self) -> int:
         """What a shell gives a process that the signal ended."""
         return 128 + self.signal
+
+
+class RunError(RuntimeError):
+    """Why a run cannot go on, in one line that says what to do: no line of code is at fault."""
 
 
 class StopSignals:
@@ -34,12 +51,20 @@ class StopSignals:
     A SIGINT while another signal waits raises KeyboardInterrupt at once. A signal that nobody came to check is
     delivered again after the block, to the handlers that were there before. Only a process's main thread may handle
     signals, and a signal that was ignored stays so: elsewhere the block does nothing.
+
+    In a world of several ranks one rank's signal stops all of them, at the same point: `is_asked`, `check` and
+    `checked` are for all ranks together.
     """
 
     def __init__(self) -> None:
+        self._world: Ranks | None = None
         self._asked: int | None = None
         self._defers = False
         self._before: dict[int, Any] = {}
+
+    def join(self, world: Ranks) -> None:
+        """From now on, stop together with the other ranks of `world`."""
+        self._world = world
 
     def defer(self) -> None:
         """From now on, note a signal and let the step in hand end."""
@@ -47,12 +72,17 @@ class StopSignals:
 
     @property
     def is_asked(self) -> bool:
-        """Whether a signal waits."""
-        return self._asked is not None
+        """Whether a signal waits, at any rank."""
+        if self._world is None:
+            return self._asked is not None
+        agreed = int(self._world.greatest(self._asked or 0))  # a signal that comes meanwhile is the next call's
+        if agreed:
+            self._asked = agreed
+        return agreed > 0
 
     def check(self, *, step: int | None = None) -> None:
         """Raises Stopped, with `step`, if a signal waits."""
-        if self._asked is not None:
+        if self.is_asked and self._asked is not None:
             raise Stopped(self._asked, step=step)
 
     def checked(self, items: Iterable[_Item]) -> Iterator[_Item]:

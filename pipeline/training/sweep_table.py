@@ -18,12 +18,15 @@ _METRICS = ("eval_top1", "train_samples_per_sec", "data_wait_pct")
 
 
 def record_failure(run_dir: Path, error: Exception, *, program: str) -> None:
-    """Write a summary that says the run failed and why, unless the run itself came to write it."""
+    """Write a summary that says the run failed and why, unless the run itself came to write it.
+
+    That a rank lost another is no reason: it stands until the one who knows better writes.
+    """
     path = run_dir / _SUMMARY[program]
-    if path.exists() and _summary(path)["status"] == "failed":
+    summary = _summary(path) if path.exists() else {}
+    if summary.get("status") == "failed" and not str(summary["error"]).startswith("LostRankError"):
         return
-    summary = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-    replace_json(path, summary)
+    replace_json(path, summary | {"status": "failed", "error": f"{type(error).__name__}: {error}"})
 
 
 def print_sweep(sweep_dir: Path) -> int:
