@@ -39,6 +39,15 @@ def broken_jpeg(tmp_path_factory: pytest.TempPathFactory, jpegs: list[Path]) -> 
 
 
 @pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes, for whole runs: 17 images to train on, four batches of four and one left out, and 7 to evaluate."""
+    root = tmp_path_factory.mktemp("images")
+    for name in ("cats", "dogs"):
+        write_jpegs(root / name, 12)
+    return root
+
+
+@pytest.fixture(scope="session")
 def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for PYTHONPATH, which strikes processes down as `runs.FAULT` says."""
     folder = tmp_path_factory.mktemp("faults")

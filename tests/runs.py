@@ -13,6 +13,18 @@ from typing import Any
 
 import torch
 
+from pipeline.config import (
+    FolderData,
+    Loader,
+    Logger,
+    Model,
+    Optim,
+    Prefetch,
+    Run,
+    Schedule,
+    TrainConfig,
+    Transforms,
+)
 from pipeline.training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,6 +67,29 @@ def overrides_for(images: Path) -> list[str]:
     fixed = [f"data.root={images}", "data=folder", "data.val_fraction=0.3", "transforms.size=16", "loader.batch_size=4"]
     fixed += ["loader.drop_last=true", "model.width=8", "schedule.epochs=2", "run.num_threads=1", "optim.lr=0.4"]
     return [*fixed, "schedule.warmup_epochs=0.5", "logger.plot=false"]
+
+
+def short_run(
+    images: Path, *, init_from: Path | None = None, resume: Path | None = None, size: int = 16, **groups: Any
+) -> TrainConfig:
+    """The configuration of `command`, for this process; `groups` are keys by group, and `model` a whole one."""
+
+    def keys(group: str, **usual: Any) -> dict[str, Any]:
+        return usual | groups.get(group, {})
+
+    return TrainConfig(
+        data=FolderData(root=str(images), val_fraction=0.3),
+        transforms=Transforms.named("standard", size=size, scale=[0.5, 1.0]),
+        loader=Loader(**keys("loader", batch_size=4, num_workers=0, drop_last=True)),
+        prefetch=Prefetch(**keys("prefetch", device="none")),
+        model=groups.get("model", Model(width=8)),
+        optim=Optim(**keys("optim", lr=0.4)),
+        schedule=Schedule(**keys("schedule", epochs=2, warmup_epochs=0.5)),
+        logger=Logger(**keys("logger", plot=False)),
+        run=Run(**keys("run", device="cpu", num_threads=1)),
+        init_from=None if init_from is None else str(init_from),
+        resume=None if resume is None else str(resume),
+    )
 
 
 def run(

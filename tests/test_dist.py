@@ -58,15 +58,6 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes: 17 images to train on and 7 to evaluate with, so four global batches of four and one left out."""
-    root = tmp_path_factory.mktemp("images")
-    for name in ("cats", "dogs"):
-        write_jpegs(root / name, 12)
-    return root
-
-
-@pytest.fixture(scope="module")
 def pair(images: Path, faults: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run of two ranks that nothing interrupted."""
     folder = tmp_path_factory.mktemp("pair")
@@ -401,7 +392,7 @@ def test_a_node_that_is_lost_leaves_the_others_to_end_the_run(images: Path, tmp_
 
 @contextmanager
 def node(arguments: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """An agent in a session of its own, as on another machine; killed at the end with all that it started."""
+    """An agent as on another machine: no signal to this process reaches it. Killed at the end with all it started."""
     process = subprocess.Popen(arguments, cwd=folder, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
     try:
         yield process

@@ -17,22 +17,13 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import write_jpegs
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from runs import assert_same_run, command, rows, run, summary
+from runs import assert_same_run, command, rows, run, short_run, summary
 
 from pipeline.config import (
     ConfigError,
-    FolderData,
-    Loader,
-    Logger,
-    Model,
     Optim,
-    Prefetch,
-    Run,
-    Schedule,
     TrainConfig,
-    Transforms,
 )
 from pipeline.training import fit as fit_module
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
@@ -47,30 +38,11 @@ ROOT = Path(__file__).resolve().parents[1]
 STEPS_PER_EPOCH = 4
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes: 17 images to train on and 7 to evaluate with, so four batches of four and one left out."""
-    root = tmp_path_factory.mktemp("images")
-    for name in ("cats", "dogs"):
-        write_jpegs(root / name, 12)
-    return root
-
-
 def config(
     images: Path, *, resume: Path | None = None, num_workers: int = 0, prefetch: str = "none", **run: Any
 ) -> TrainConfig:
-    return TrainConfig(
-        data=FolderData(root=str(images), val_fraction=0.3),
-        transforms=Transforms.named("standard", size=16, scale=[0.5, 1.0]),
-        loader=Loader(batch_size=4, num_workers=num_workers, drop_last=True),
-        prefetch=Prefetch(device=prefetch),  # type: ignore[arg-type]
-        model=Model(width=8),
-        optim=Optim(lr=0.4),
-        schedule=Schedule(epochs=2, warmup_epochs=0.5),
-        logger=Logger(plot=False, every_steps=1),
-        run=Run(device="cpu", num_threads=1, **run),
-        resume=None if resume is None else str(resume),
-    )
+    groups = {"loader": {"num_workers": num_workers}, "prefetch": {"device": prefetch}, "logger": {"every_steps": 1}}
+    return short_run(images, resume=resume, run=run, **groups)
 
 
 @pytest.fixture(scope="module")

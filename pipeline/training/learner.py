@@ -95,9 +95,9 @@ class Learner:
     def _gradients(self, images: Tensor, targets: Tensor, num_samples: int) -> tuple[list[Tensor], list[Tensor]]:
         """Adds the gradients of all parts; gives the sum of losses and the logits of each."""
         losses, logits = [], []
-        for part in range(self.num_parts):
-            is_last = part == self.num_parts - 1
-            some, wanted = (whole.tensor_split(self.num_parts)[part] for whole in (images, targets))
+        parts = zip(images.tensor_split(self.num_parts), targets.tensor_split(self.num_parts), strict=True)
+        for number, (some, wanted) in enumerate(parts, start=1):
+            is_last = number == self.num_parts
             if len(some) == 0 and not is_last:
                 continue
             with self._exchanging(is_last):

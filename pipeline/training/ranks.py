@@ -12,11 +12,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from pipeline.config import ConfigError, TrainConfig
-from pipeline.config.leaves import leaves
+from pipeline.config.leaves import first_of, leaves
 from pipeline.dist import World
 from pipeline.training.environment import plain
-
-_MAX_DIFFERENCES = 10
 
 
 def part_of(cfg: TrainConfig, world: World, earlier: dict[str, Any] | None) -> TrainConfig:
@@ -53,11 +51,9 @@ def check_agreement(world: World, cfg: TrainConfig, run_dir: Path, *, step: int 
         for key in dict.fromkeys((*first, *other))
         if first.get(key) != other.get(key)
     ]
-    left_out = len(differences) - _MAX_DIFFERENCES
     lines = [
         "the ranks were started with different configurations:",
-        *differences[:_MAX_DIFFERENCES],
-        *([f"  ... and {left_out} more"] if left_out > 0 else []),
+        *first_of(differences),
         "start all of them with one command, and give them one directory that all can read",
     ]
     raise ConfigError("\n".join(lines))

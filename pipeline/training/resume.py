@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import ConfigError, TrainConfig
-from pipeline.config.leaves import leaves
+from pipeline.config.leaves import first_of, leaves
 from pipeline.config.root import AUTO
 from pipeline.launched import is_launched
 
@@ -31,7 +31,6 @@ _SCHEDULING_KEYS = frozenset({
     # Where the data lies and how it came there; the loader's state proves that it is the same data.
     "data.root", "data.path", "data.pattern", "data.download",
 })  # fmt: skip
-_MAX_DIFFERENCES = 10
 _ABSENT = object()
 
 
@@ -74,11 +73,9 @@ def refuse_changes(was: Mapping[str, Any], now: Mapping[str, Any], *, run_dir: P
     ]
     if not differences:
         return
-    left_out = len(differences) - _MAX_DIFFERENCES
     lines = [
         f"{run_dir} cannot be continued with another configuration:",
-        *differences[:_MAX_DIFFERENCES],
-        *([f"  ... and {left_out} more"] if left_out > 0 else []),
+        *first_of(differences),
         "resume with the old values, or begin another run under another run.name",
     ]
     raise ConfigError("\n".join(lines))
