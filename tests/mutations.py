@@ -707,7 +707,7 @@ MUTATIONS = [
         "loader/dispatch.py",
         "                queue.appendleft((ring_file, task))\n",
         "                job.finish_task()\n",
-        "test_survival.py::test_a_crash_that_does_not_happen_again_blames_nobody_and_changes_nothing[1]",
+        "test_dispatch.py::test_work_that_a_dead_worker_had_not_begun_waits_in_front_of_all_other",
     ),
     Mutation(
         "give a suspect to a worker that is busy",

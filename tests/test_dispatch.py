@@ -87,6 +87,16 @@ def test_a_suspect_is_given_to_a_worker_that_has_nothing_else_and_gets_nothing_e
         assert ids_given_to(busy) == [0], "a worker that makes a suspect was given something else"
 
 
+def test_work_that_a_dead_worker_had_not_begun_waits_in_front_of_all_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    with stepped(monkeypatch, Painted(For({0}, exits)), num_workers=1, num_samples=4) as (_, steps):
+        steps.hear_until_ready()
+        steps.dispatcher._assign()
+        assert ids_given_to(steps.workers[0]) == [0, 1]
+        steps.hear_of_the_end_of(0)
+        assert [task.job.ids[task.start] for _, task in steps.dispatcher._suspects] == [0]
+        assert [task.job.ids[task.start] for _, task in steps.dispatcher._inbox.tasks] == [1, 2, 3]
+
+
 def test_a_suspect_that_was_abandoned_is_not_acquitted_by_rows_that_nobody_made(
     told: Fifo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
