@@ -217,6 +217,7 @@ def test_the_summary_is_flat_at_the_top_and_has_its_conditions_beneath(
         "steps",
         "wall_s",
         "resumed",
+        "dropped_loggers",
         "status",
         "error",
         "config",

@@ -12,6 +12,7 @@ from pipeline.config.loader import Backend, Loader, SamplerName
 from pipeline.config.model import Model
 from pipeline.config.prefetch import ImageDtype, Prefetch, PrefetchDevice
 from pipeline.config.preload import Preload, PreloadMode
+from pipeline.config.report import Report
 from pipeline.config.root import BenchConfig, PipelineConfig, TrainConfig
 from pipeline.config.run import Device, Run
 from pipeline.config.training import Amp, Dist, Logger, Optim, OptimName, Schedule, ScheduleName
@@ -47,6 +48,7 @@ __all__ = [
     "PrefetchDevice",
     "Preload",
     "PreloadMode",
+    "Report",
     "Resize",
     "Run",
     "SamplerName",

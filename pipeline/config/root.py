@@ -10,6 +10,7 @@ from pipeline.config.loader import Loader
 from pipeline.config.model import Model
 from pipeline.config.prefetch import Prefetch
 from pipeline.config.preload import Preload, PreloadMode
+from pipeline.config.report import Report
 from pipeline.config.run import Run
 from pipeline.config.training import Dist, Logger, Optim, Schedule
 from pipeline.config.transforms import Decode, Transforms
@@ -56,6 +57,7 @@ class TrainConfig(PipelineConfig):
     optim: Optim = field(default_factory=Optim)
     schedule: Schedule = field(default_factory=Schedule)
     logger: Logger = field(default_factory=Logger)
+    report: Report = field(default_factory=Report)
     dist: Dist = field(default_factory=Dist)
     run: Run = field(default_factory=Run)
     resume: str | None = None

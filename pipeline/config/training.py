@@ -1,6 +1,7 @@
 """How the network is trained: the optimizer, its schedule, what is logged, over how many processes."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from pipeline.config.checks import ConfigError, choice, flag, real, whole
@@ -118,12 +119,22 @@ class Logger:
     """`metrics.csv`, a line for each epoch."""
     plot: bool = True
     """`curves.png`, loss and top-1 over epochs."""
+    tensorboard: bool = False
+    """`tensorboard/`, the same numbers for TensorBoard, which the extra of that name installs."""
+    extra: list[str] = field(default_factory=list)
+    """Loggers of one's own, each `package.module:factory`; the factory is called with nothing."""
     every_steps: int = 50
-    """Steps between two lines of progress where there is no terminal."""
+    """Steps between two lines of progress where there is no terminal, and between what loggers hear of steps."""
 
     def __post_init__(self) -> None:
         self.csv = flag("logger.csv", self.csv)
         self.plot = flag("logger.plot", self.plot)
+        self.tensorboard = flag("logger.tensorboard", self.tensorboard)
+        for name in self.extra:
+            if not re.fullmatch(r"[\w.]+:[\w.]+", name):
+                raise ConfigError(f"logger.extra must be package.module:factory, got {name!r}")
+        if len(set(self.extra)) < len(self.extra):
+            raise ConfigError(f"logger.extra names one logger twice, got {self.extra}; leave out the second")
         self.every_steps = whole("logger.every_steps", self.every_steps, low=1, cure="50 is the usual one")
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.training.metrics import EpochMetrics
+from pipeline.training.epoch_metrics import EpochMetrics
 from pipeline.training.replacing import replacing
 
 # Okabe and Ito's palette stays apart under colour blindness; marker and dash say the same without colour.

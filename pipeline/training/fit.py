@@ -13,11 +13,13 @@ from pipeline.config import TrainConfig
 from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.evaluate import evaluate
 from pipeline.training.learner import Learner
+from pipeline.training.loggers import Loggers
 from pipeline.training.loop import Totals, train_epoch
 from pipeline.training.metrics import RunRecord
 from pipeline.training.progress import Progress
 from pipeline.training.replacing import discard_partial
 from pipeline.training.resume import LAST
+from pipeline.training.samples_sheet import SamplesSheet
 from pipeline.training.state import restore, take_state
 from pipeline.training.stopping import RunError, Stopped, StopSignals
 
@@ -33,6 +35,7 @@ class Fit:
     """The parts of a run, at its beginning or as a checkpoint left them.
 
     `unfinished` are the totals of the epoch after the record's last row, as far as it was trained; None: not at all.
+    `sheet` is the contact sheet that is still to be made.
     """
 
     cfg: TrainConfig
@@ -42,6 +45,7 @@ class Fit:
     record: RunRecord
     stop: StopSignals
     run_dir: Path
+    sheet: SamplesSheet | None = None
     unfinished: Totals | None = None
 
     def go_on(self, earlier: dict[str, Any]) -> None:
@@ -55,6 +59,9 @@ class Fit:
             discard_partial((self.run_dir / LAST).parent)
         if earlier["unfinished"] is not None:
             self.unfinished = Totals(**earlier["unfinished"])
+            if self.learner.num_steps % self.cfg.logger.every_steps == 0:
+                # Told before the checkpoint, and dropped since: the epoch's row may stand at this step too.
+                self.record.loggers.step(self.learner.num_steps, self.unfinished)
 
     def run(self) -> None:
         """Runs the epochs that are left.
@@ -125,6 +132,8 @@ class Fit:
             return earlier
 
         def after_batch(totals: Callable[[], Totals]) -> bool:
+            if self.sheet is not None and self.sheet.is_full:
+                self._draw_sheet()
             if self.stop.is_asked or self._is_at_max_steps:
                 return True
             if self._is_time_to_save:
@@ -134,16 +143,23 @@ class Fit:
         num_done = earlier.num_batches if earlier is not None else 0
         progress.start_epoch(epoch, num_batches=len(self.train_pipeline), num_done=num_done)
         try:
-            return train_epoch(
+            trained = train_epoch(
                 self.learner,
-                self.train_pipeline,
-                observer=progress,
+                self.train_pipeline if self.sheet is None else self.sheet.watch(self.train_pipeline, epoch=epoch),
+                observer=_Observers(progress, self.record.loggers, self.learner),
                 every_steps=self.cfg.logger.every_steps,
                 earlier=earlier,
                 after_batch=after_batch,
             )
         finally:
             progress.close()
+        self._draw_sheet()  # of a short epoch, or of one that was cut short
+        return trained
+
+    def _draw_sheet(self) -> None:
+        if self.sheet is not None:
+            self.sheet.draw()
+            self.sheet = None
 
     def _is_whole(self, trained: Totals) -> bool:
         return trained.num_batches == len(self.train_pipeline)
@@ -171,3 +187,19 @@ class Fit:
                     "make room, and continue the run with resume"
                 ) from error
         self.learner.world.wait()  # a rank that ends has the others ended, who may be saving still
+
+
+@dataclass(frozen=True, slots=True)
+class _Observers:
+    """An `Observer` that tells whoever watches the terminal, and the loggers."""
+
+    progress: Progress
+    loggers: Loggers
+    learner: Learner
+
+    def advance(self) -> None:
+        self.progress.advance()
+
+    def show(self, totals: Totals) -> None:
+        self.progress.show(totals)
+        self.loggers.step(self.learner.num_steps, totals)

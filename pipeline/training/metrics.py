@@ -1,14 +1,12 @@
-"""What a run leaves to be read: a row of `metrics.csv` an epoch, and `summary.json` however it ends."""
+"""The record of a run: its epochs, told to its loggers, and `summary.json` however it ends."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -16,46 +14,26 @@ from typing import Any, Literal, Self
 import psutil
 
 from pipeline.training import environment
+from pipeline.training.epoch_metrics import EpochMetrics
 from pipeline.training.evaluate import Evaluation
+from pipeline.training.loggers import Loggers, RunStart
 from pipeline.training.loop import Clock, Totals
 from pipeline.training.replacing import replacing
 
 Status = Literal["completed", "stopped", "failed"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpochMetrics:
-    """A row of `metrics.csv`.
-
-    `epoch` counts from 1, `step` from the start of the run; `lr` is the epoch's first; top-1 is in [0, 1].
-    None: the epoch was not evaluated.
-    """
-
-    epoch: int
-    step: int
-    lr: float
-    train_loss: float
-    train_top1: float
-    eval_loss: float | None
-    eval_top1: float | None
-    eval_num_samples: int | None
-    train_samples_per_sec: float
-    data_wait_pct: float
-    train_s: float
-    eval_s: float | None
-
-
 class RunRecord:
-    """Writes a run's `metrics.csv` as it goes, and its `summary.json` however the `with` block ends.
+    """Tells a run's loggers how it goes, and writes its `summary.json` however the `with` block ends.
 
     The summary's `status` is `completed`; `stopped` if `run.max_steps`, Ctrl-C or SIGTERM ended it early; or `failed`,
     with the exception in `error`, which goes on to the caller. `summary` is what was written.
 
-    A run that was interrupted and resumed is one run: both files cover all of it, `resumed` counts its resumptions and
+    A run that was interrupted and resumed is one run: the reports cover all of it, `resumed` counts its resumptions and
     `wall_s` adds up its parts, each as far as a checkpoint of it was gone on from. `cache_hit_pct` and the like are of
     the last part, for every part begins with an empty cache.
 
-    Of several ranks the first one writes; the others keep the same record and write nothing.
+    Of several ranks the first one writes; the others keep the same record, have no loggers and write nothing.
 
     `peak_pss_mb` is this process's proportional set size at its highest epoch end, in 10^6 bytes; worker
     processes are not in it, and it is None where the system does not tell.
@@ -67,16 +45,17 @@ class RunRecord:
         *,
         config: dict[str, Any],
         writes: bool = True,
-        write_csv: bool = True,
+        loggers: Loggers | None = None,
         earlier: Mapping[str, Any] | None = None,
         clock: Clock = time.perf_counter,
     ) -> None:
         """Begins a record, or goes on with `earlier`, what `state_dict` gave in the part before.
 
-        Without `writes` it leaves no file, whatever `write_csv` says.
+        Without `writes` it leaves no summary. The loggers are closed with the block.
         """
         run_dir.mkdir(parents=True, exist_ok=True)
         self.rows: list[EpochMetrics] = []
+        self.loggers = loggers or Loggers()
         self.num_steps = 0
         self.summary: dict[str, Any] = {}
         self.cache_hit_pct: float | None = None
@@ -89,7 +68,6 @@ class RunRecord:
         self._run_dir = run_dir
         self._config = config
         self._writes = writes
-        self._write_csv = write_csv and writes
         self._clock = clock
         self._start_s = clock()
         self._earlier_s = 0.0
@@ -115,8 +93,17 @@ class RunRecord:
             "peak_pss_bytes": self._peak_pss_bytes,
         }
 
+    def start_loggers(self, *, first_step: int) -> None:
+        """Tells them of the run, of which `first_step` is the first step that they are still to hear of.
+
+        Raises:
+            Exception: one of them could not begin.
+        """
+        rows = tuple(self.rows)
+        self.loggers.start(RunStart(config=self._config, run_dir=self._run_dir, rows=rows, first_step=first_step))
+
     def add_epoch(self, *, step: int, trained: Totals, evaluation: Evaluation | None) -> EpochMetrics:
-        """Records the next epoch; its row is in the file when this returns."""
+        """Records the next epoch; its row is in the files when this returns."""
         self.num_steps = step
         row = EpochMetrics(
             epoch=len(self.rows) + 1,
@@ -137,8 +124,7 @@ class RunRecord:
         pss_bytes = _pss_bytes()
         if pss_bytes is not None:
             self._peak_pss_bytes = max(pss_bytes, self._peak_pss_bytes or 0)
-        if self._write_csv:
-            self._rewrite_csv()
+        self.loggers.epoch(row)
         return row
 
     def __enter__(self) -> Self:
@@ -151,15 +137,20 @@ class RunRecord:
             self.status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
         message = f"{type(error).__name__}: {error}" if error is not None else None
         self.summary = _finite(self._results() | {"status": self.status, "error": message} | self._conditions())
-        if not self._writes:
-            return
+        try:
+            if self._writes:
+                self._write_summary(may_raise=error is None)
+        finally:
+            self.loggers.close(self.summary)
+
+    def _write_summary(self, *, may_raise: bool) -> None:
         text = json.dumps(self.summary, indent=2, allow_nan=False) + "\n"
         try:
             with replacing(self._run_dir / "summary.json") as file:
                 file.write(text.encode())
         except OSError:
             # A full disk is often why the run failed: then its own error is the one to see.
-            if error is None:
+            if may_raise:
                 raise
 
     def _results(self) -> dict[str, Any]:
@@ -184,6 +175,7 @@ class RunRecord:
             "steps": self.num_steps,
             "wall_s": self._wall_s(),
             "resumed": self._num_resumed,
+            "dropped_loggers": self.loggers.dropped,
         }
 
     def _go_on(self, earlier: Mapping[str, Any]) -> None:
@@ -193,8 +185,6 @@ class RunRecord:
         self._earlier_s = earlier["wall_s"]
         self._num_resumed = earlier["num_resumed"] + 1
         self._peak_pss_bytes = earlier["peak_pss_bytes"]
-        if self._write_csv:
-            self._rewrite_csv()  # a row later than the checkpoint is going to come again
 
     def _wall_s(self) -> float:
         return self._earlier_s + self._clock() - self._start_s
@@ -206,14 +196,6 @@ class RunRecord:
             "host": environment.host(),
             "commit": environment.commit(),
         }
-
-    def _rewrite_csv(self) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [column.name for column in fields(EpochMetrics)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in self.rows)
-        with replacing(self._run_dir / "metrics.csv") as file:
-            file.write(text.getvalue().encode())
 
 
 def _pss_bytes() -> int | None:

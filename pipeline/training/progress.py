@@ -10,8 +10,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from pipeline.training.epoch_metrics import EpochMetrics
 from pipeline.training.loop import Totals
-from pipeline.training.metrics import EpochMetrics
 
 _log = logging.getLogger(__name__)
 

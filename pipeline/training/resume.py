@@ -19,7 +19,7 @@ from pipeline.launched import is_launched
 LAST = Path("checkpoints/last.pt")
 """Within a run's directory: the checkpoint that it goes on from."""
 
-_SCHEDULING_GROUPS = ("cache", "preload", "logger", "dist")
+_SCHEDULING_GROUPS = ("cache", "preload", "logger", "report", "dist")
 _SCHEDULING_KEYS = frozenset({
     "resume", "run.name", "run.save_every_steps", "run.max_steps", "run.keep_top",
     # With another number of threads torch adds floats in another order: the run goes on, but not to the same bit.

@@ -24,11 +24,13 @@ from pipeline.training.curves import draw_curves
 from pipeline.training.environment import plain
 from pipeline.training.evaluate_only import evaluate_weights
 from pipeline.training.fit import Fit
+from pipeline.training.loggers import Loggers, choose_loggers
 from pipeline.training.metrics import RunRecord
 from pipeline.training.progress import closing_lines
 from pipeline.training.ranks import check_agreement, logging_of_run, part_of
 from pipeline.training.resume import checkpoint_to_continue
-from pipeline.training.state import nothing_left, read_state
+from pipeline.training.samples_sheet import SamplesSheet
+from pipeline.training.state import first_step_after, nothing_left, read_state
 from pipeline.training.stopping import Stopped, StopSignals
 from pipeline.training.weights import put_weights, read_weights
 
@@ -36,11 +38,12 @@ from pipeline.training.weights import put_weights, read_weights
 def train(cfg: TrainConfig, run_dir: Path) -> float:
     """Trains `cfg.model` on `cfg.data` and gives the last validation top-1, in [0, 1].
 
-    Writes `metrics.csv`, `curves.png`, `checkpoints/last.pt`, `checkpoints/best.pt` and, however it ends,
-    `summary.json` into `run_dir`. With `cfg.resume` it goes on from `checkpoints/last.pt`, to the same weights and
-    metrics as a run that was never interrupted. Sets torch's seed and number of threads for the whole process, and
-    handles SIGINT and SIGTERM while it runs. With `cfg.dist.nproc` above 1 it starts so many processes and waits for
-    them; in a process that torchrun started it is one rank of its world, and the first rank does the writing.
+    Writes `metrics.csv`, `curves.png`, `checkpoints/last.pt`, `checkpoints/best.pt`, what else `cfg.logger` and
+    `cfg.report` ask for and, however it ends, `summary.json` into `run_dir`. With `cfg.resume` it goes on from
+    `checkpoints/last.pt`, to the same weights and metrics as a run that was never interrupted. Sets torch's seed and
+    number of threads for the whole process, and handles SIGINT and SIGTERM while it runs. With `cfg.dist.nproc` above 1
+    it starts so many processes and waits for them; in a process that torchrun started it is one rank of its world, and
+    the first rank does the writing. Imports the modules that `cfg.logger.extra` names.
 
     Raises:
         ConfigError: a setting is wrong, or wrong for this data or for the run that is to be continued.
@@ -71,13 +74,14 @@ def train_rank(cfg: TrainConfig, run_dir: Path) -> float:
             _say(world, line)
             return float(earlier["top1"])
         part = part_of(cfg, world, earlier)
+        loggers = Loggers(choose_loggers(cfg.logger)) if world.is_first else Loggers()
         with (
             _determinism(cfg.run.deterministic),
             RunRecord(
                 run_dir,
                 config=plain(cfg),
                 writes=world.is_first,
-                write_csv=cfg.logger.csv,
+                loggers=loggers,
                 earlier=earlier["record"] if earlier else None,
             ) as record,
         ):
@@ -103,6 +107,7 @@ def _train(
     world: World,
 ) -> None:
     """Builds everything, begins or goes on from `earlier`, and runs the epochs; `part` is this rank's part of `cfg`."""
+    record.start_loggers(first_step=1 if earlier is None else first_step_after(earlier))
     torch.manual_seed(cfg.run.seed)
     compute = build_compute(cfg, world)
     place = {"rank": world.rank, "world_size": world.size}
@@ -125,6 +130,7 @@ def _train(
             record=record,
             stop=stop,
             run_dir=run_dir,
+            sheet=_sheet(cfg, run_dir, train_pipeline, earlier) if world.is_first else None,
         )
         if earlier is not None:
             fit.go_on(earlier)
@@ -138,6 +144,16 @@ def _train(
         stats = train_pipeline.stats()
         record.cache_hit_pct, record.cache_bound_pct = stats.get("cache_hit_pct"), stats.get("cache_bound_pct")
         record.cache_advice = train_pipeline.cache_advice()
+
+
+def _sheet(
+    cfg: TrainConfig, run_dir: Path, train_pipeline: Pipeline, earlier: dict[str, Any] | None
+) -> SamplesSheet | None:
+    """The contact sheet that is still to be made; a run that is continued keeps the one it has."""
+    path = run_dir / "samples.png"
+    if not cfg.report.samples or (earlier is not None and path.exists()):
+        return None
+    return SamplesSheet(path, transforms=cfg.transforms, class_names=train_pipeline.source.class_names)
 
 
 @contextmanager

@@ -88,6 +88,12 @@ def nothing_left(state: dict[str, Any], cfg: TrainConfig, run_dir: Path) -> str 
     return f"nothing is left to do in {run_dir}: {status} at step {state['step']}, top-1 {100 * state['top1']:.1f} %"
 
 
+def first_step_after(state: dict[str, Any]) -> int:
+    """The first step that the run going on from `state` records: the state's own where its epoch has no row yet."""
+    step: int = state["step"]
+    return step + 1 if state["unfinished"] is None else step
+
+
 def restore(state: dict[str, Any], learner: Learner, pipeline: Pipeline) -> None:
     """Puts `state` back into a learner and a pipeline newly made from the same configuration, and into torch.
 
