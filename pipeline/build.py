@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from pipeline.build_estimate import look_at_some
 from pipeline.build_loader import build_executor, check_memory, describe_workers, resolve_backend
 from pipeline.build_loading import Loading, build_loading
 from pipeline.build_prefetch import plan_delivery
@@ -25,7 +26,7 @@ from pipeline.main_script import refuse_while_importing
 from pipeline.pickling import check_picklable
 from pipeline.prefetch import PrefetchLoader
 from pipeline.sources import Source, Split
-from pipeline.stats import Stats
+from pipeline.stats import TRANSFER, Lanes, Stats, in_ms
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -50,6 +51,7 @@ class Pipeline:
         with_replacement: bool,
         prefetcher: PrefetchLoader | None,
         resources: ExitStack,
+        lanes: Lanes,
         workers: str,
         own_transform: str | None = None,
     ) -> None:
@@ -66,6 +68,8 @@ class Pipeline:
         self._prefetcher = prefetcher
         self._batches: Loader | PrefetchLoader = loader if prefetcher is None else prefetcher
         self._resources = resources
+        self.lanes = lanes
+        """Who does what at the same time as whom."""
         self.workers = workers
         """Who makes batches, in words: "2 worker processes"."""
         self.keeps = None if loading.store is None else loading.store.settings.kind.in_words
@@ -136,12 +140,19 @@ class Pipeline:
         totals = self._loader.stats_counters.summary()
         if self._prefetcher is not None:
             totals["wait_s"] = self._prefetcher.wait_s
+            totals["prefetched_batches"] = self._prefetcher.ready_batches
+            totals |= in_ms([self._prefetcher.clock], [TRANSFER])
         totals |= self._loading.stats(
             self._loader.stats_counters,
             first_epoch_samples=self._first_epoch_samples,
             has_bound=not self._with_replacement,
         )
         return totals
+
+    def decoded_bytes(self) -> float:
+        """About what all samples would take as pixels, by a look at a few; infinite where none can be read."""
+        sizes = look_at_some(self.source.read, self.num_samples, self.transforms.max_side)
+        return sizes.decoded * self.num_samples
 
     def cache_advice(self) -> str | None:
         """What to change for more hits; None without a cache, and where nothing would help."""
@@ -293,6 +304,11 @@ def assemble(
         with_replacement=order.sampler.with_replacement,
         prefetcher=prefetcher,
         resources=owned,
+        lanes=Lanes(
+            num_threads=num_workers * config.loader.threads_per_worker,
+            queue_batches=executor.in_flight if num_workers else 0,
+            prefetched_batches=0 if prefetcher is None else prefetcher.num_batches,
+        ),
         workers=describe_workers(config.loader, num_workers, backend),
         own_transform=None if function is None else getattr(function, "__qualname__", type(function).__name__),
     )

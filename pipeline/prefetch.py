@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pipeline.config import ConfigError
 from pipeline.loader.batch import Batch
+from pipeline.stats import TRANSFER, StageClock
 
 EXIT_LIMIT_S = 5.0
 """How long a collected prefetcher, or the interpreter's exit, waits for a thread that does not end."""
@@ -131,7 +132,9 @@ _END = object()
 class _Pull:
     """The thread of one epoch: loader -> device -> queue, at most `num_batches` ahead of the consumer."""
 
-    def __init__(self, loader: Any, streams: Streams, stage: BatchStage | None, num_batches: int) -> None:
+    def __init__(
+        self, loader: Any, streams: Streams, stage: BatchStage | None, num_batches: int, clock: StageClock
+    ) -> None:
         """Begin the loader's next epoch, in the calling thread, then pull it in another."""
         self.ready: SimpleQueue[_Ready | _Failed | None] = SimpleQueue()
         self._room = threading.Semaphore(num_batches)
@@ -139,7 +142,7 @@ class _Pull:
         batches, state_dict = iter(loader), getattr(loader, "state_dict", None)
         self.first_state = state_dict() if state_dict is not None else None
         self._thread = threading.Thread(
-            target=self._run, args=(batches, state_dict, streams, stage), name="headrace-prefetch", daemon=True
+            target=self._run, args=(batches, state_dict, streams, stage, clock), name="headrace-prefetch", daemon=True
         )
         self._thread.start()
 
@@ -160,6 +163,7 @@ class _Pull:
         state_dict: Callable[[], Any] | None,
         streams: Streams,
         stage: BatchStage | None,
+        clock: StageClock,
     ) -> None:
         try:
             while True:
@@ -170,11 +174,13 @@ class _Pull:
                 if batch is _END:
                     break
                 state = state_dict() if state_dict is not None else None
+                began = time.perf_counter()
                 with streams.side():
                     batch = map_tensors(streams.move, batch)
                     if stage is not None:
                         batch = stage(batch)
                     self.ready.put(_Ready(batch, streams.record(), state))
+                clock.add(TRANSFER, time.perf_counter() - began)
                 del batch
         except BaseException as error:
             self.ready.put(_Failed(error))
@@ -213,6 +219,10 @@ class PrefetchLoader:
         self.loader = loader
         self.device = torch.device(device)
         self.wait_s = 0.0
+        self.clock = StageClock()
+        """What the thread has spent on moving batches, as the stage `transfer`."""
+        self.ready_batches = 0
+        """Batches that were ready when one was asked for, added up."""
         self._stage = stage
         self._num_batches = num_batches
         self._streams = streams if streams is not None else streams_for(self.device)
@@ -241,7 +251,7 @@ class PrefetchLoader:
                 "this prefetcher already has a live iterator; drop that one first, or call stop() to abandon it"
             )
         self.stop()
-        pull = self._pull = _Pull(self.loader, self._streams, self._stage, self._num_batches)
+        pull = self._pull = _Pull(self.loader, self._streams, self._stage, self._num_batches, self.clock)
         self._state = pull.first_state
         self._stop_pull = weakref.finalize(self, pull.stop, EXIT_LIMIT_S)
         iterator = self._batches(pull, _length(self.loader))
@@ -264,6 +274,11 @@ class PrefetchLoader:
         self.stop()
         self._state = None
         self.loader.load_state_dict(state)
+
+    @property
+    def num_batches(self) -> int:
+        """Batches ready or being made ahead of the consumer, at most."""
+        return self._num_batches
 
     def stop(self) -> None:
         """End the thread of the epoch in progress, if any; the next `iter()` begins another. The state stays."""
@@ -289,6 +304,7 @@ class PrefetchLoader:
         num_batches = 0
         while pull is self._pull:
             began = time.perf_counter()
+            self.ready_batches += pull.ready.qsize()
             item = pull.ready.get()
             self.wait_s += time.perf_counter() - began
             if item is None:

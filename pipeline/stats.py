@@ -8,8 +8,16 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 STAGES = ("read", "decode", "transform")
+BUSY = "busy"
+"""All that a worker does for a sample, the stages included; what is left of it is what no stage counts."""
+COLLATE = "collate"
+"""All that is done for a batch besides making its samples and waiting for them."""
+TRANSFER = "transfer"
+"""Moving a batch to its device, and what is done to it there; counted in batches."""
 
 
 class StageClock:
@@ -49,6 +57,18 @@ class StageClock:
             self.counts[stage] += count
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lanes:
+    """Who does what at the same time as whom, on the way of a batch to the loop."""
+
+    num_threads: int
+    """Threads that make samples, in all workers; 0: whoever asks for a batch makes it."""
+    queue_batches: int
+    """Batches between the workers and whoever takes them, at most; 0: no workers."""
+    prefetched_batches: int
+    """Batches between the prefetcher's thread and the loop, at most; 0: the loop takes them from the workers."""
+
+
 class Stats:
     """All clocks of one pipeline, and what its consumer saw."""
 
@@ -59,6 +79,7 @@ class Stats:
         self.samples = 0
         self.wait_s = 0.0
         self.copied_batches = 0
+        self.ready_batches = 0
         self.worker_deaths = 0
 
     def __reduce__(self) -> tuple[type[Stats], tuple[()]]:
@@ -74,12 +95,12 @@ class Stats:
             self._clocks.append(clock)  # atomic: a lock might be held by another thread when a process forks
         return clock
 
-    def handed_over(self, samples: int, waited_s: float, *, copied: bool) -> None:
-        """Count one batch given to the consumer, who waited `waited_s` for it."""
+    def handed_over(self, samples: int, waited_s: float, *, num_ready: int) -> None:
+        """Count one batch given to the consumer, who waited `waited_s` and found `num_ready` made when it asked."""
         self.batches += 1
         self.samples += samples
         self.wait_s += waited_s
-        self.copied_batches += copied
+        self.ready_batches += num_ready
 
     def total(self, event: str) -> int:
         """How often `event` was tallied."""
@@ -99,12 +120,20 @@ class Stats:
             "samples": self.samples,
             "wait_s": self.wait_s,
             "copied_batches": self.copied_batches,
+            "ready_batches": self.ready_batches,
             "worker_deaths": self.worker_deaths,
         }
         stages = dict.fromkeys(STAGES) | dict.fromkeys(name for clock in clocks for name in tuple(clock.seconds))
-        for stage in stages:
-            count = sum(clock.counts.get(stage, 0) for clock in clocks)
-            seconds = sum(clock.seconds.get(stage, 0.0) for clock in clocks)
-            totals[f"{stage}_count"] = count
-            totals[f"{stage}_ms"] = 1e3 * seconds / count if count else 0.0
-        return totals
+        return totals | in_ms(clocks, stages)
+
+
+def in_ms(clocks: Iterable[StageClock], stages: Iterable[str]) -> dict[str, float]:
+    """Per stage the count of all `clocks` together, and the milliseconds that one of what was counted took."""
+    numbers: dict[str, float] = {}
+    clocks = tuple(clocks)
+    for stage in stages:
+        count = sum(clock.counts.get(stage, 0) for clock in clocks)
+        seconds = sum(clock.seconds.get(stage, 0.0) for clock in clocks)
+        numbers[f"{stage}_count"] = count
+        numbers[f"{stage}_ms"] = 1e3 * seconds / count if count else 0.0
+    return numbers

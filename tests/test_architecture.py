@@ -40,6 +40,7 @@ FLOW = [
     "api",
     "model",
     "dist",
+    "stalls",
     "training",
     "bench",
     "cli",

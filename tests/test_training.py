@@ -34,6 +34,7 @@ from pipeline.config import (
     Transforms,
 )
 from pipeline.dist import ALONE
+from pipeline.stats import Lanes, Stats
 from pipeline.training import build as build_module
 from pipeline.training import fit as fit_module
 from pipeline.training import run as run_module
@@ -76,7 +77,9 @@ class ListPipeline:
         self.num_samples = len(self.source.labels)
         self.num_workers = 0
         self.workers, self.keeps = "no workers", None
+        self.lanes = Lanes(num_threads=0, queue_batches=0, prefetched_batches=0)
         self.epoch = 0
+        self._counts = Stats()
         self.is_closed = False
 
     def __len__(self) -> int:
@@ -84,7 +87,7 @@ class ListPipeline:
 
     def __iter__(self) -> Iterator[Pair]:
         self.epoch += 1
-        return iter(self.batches)
+        return map(self._hand_over, self.batches)
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +99,14 @@ class ListPipeline:
         return {"epoch": self.epoch, "position": 0}
 
     def stats(self) -> dict[str, float]:
-        return {"cache_hit_pct": 25.0, "cache_bound_pct": 30.0}
+        return self._counts.summary() | {"cache_hit_pct": 25.0, "cache_bound_pct": 30.0}
+
+    def decoded_bytes(self) -> float:
+        return 1.0
+
+    def _hand_over(self, batch: Pair) -> Pair:
+        self._counts.handed_over(len(batch[1]), 0.0, num_ready=0)
+        return batch
 
     def cache_advice(self) -> str | None:
         return "keep more"
@@ -217,6 +227,7 @@ def test_the_summary_is_flat_at_the_top_and_has_its_conditions_beneath(
         "steps",
         "wall_s",
         "resumed",
+        "stalls",
         "dropped_loggers",
         "status",
         "error",
@@ -230,6 +241,7 @@ def test_the_summary_is_flat_at_the_top_and_has_its_conditions_beneath(
     assert summary["eval_top1"] == top1
     assert summary["best_top1"] >= top1
     assert summary["cache_hit_pct"] == 25.0
+    assert summary["stalls"]["bound"] == "compute"
     assert 0 <= summary["data_wait_pct"] <= 100
     assert summary["config"]["optim"]["lr"] == 0.5
     assert summary["versions"]["torch"].startswith(torch.__version__.split("+")[0])
@@ -302,7 +314,7 @@ def test_the_run_ends_with_a_summary_of_at_most_100_columns_that_says_where_the_
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
     assert lines[0].startswith("completed: 3 epochs, 18 steps in ")
-    for word in ("top-1", "images/s", "data-wait", "out/summary.json"):
+    for word in ("top-1", "images/s", "data-wait", "bound by   compute", "out/summary.json"):
         assert any(word in line for line in lines), word
 
 
@@ -411,6 +423,35 @@ def test_the_time_of_an_epoch_goes_to_the_loader_or_to_the_model(
     assert totals.wall_s == pytest.approx(start_s + 4 * (load_s + step_s))
     assert totals.first_batch_s == pytest.approx(start_s + load_s)
     assert totals.samples_per_sec == pytest.approx(64 / totals.wall_s)
+
+
+def test_waiting_computing_and_what_stands_beside_are_measured_apart_and_add_up() -> None:
+    clock = Clock()
+
+    def spend(seconds: float) -> bool:
+        clock.now_s += seconds
+        return False
+
+    def batches() -> Iterator[Pair]:
+        for batch in separable(64, seed=0):
+            spend(1.0)
+            yield batch
+
+    class Slow(Silent):
+        def advance(self) -> None:
+            spend(0.25)
+
+        def show(self, totals: Totals) -> None:
+            assert totals.num_steps > 0
+            spend(0.5)
+
+    learner = linear_learner()
+    learner.model.register_forward_hook(lambda *_: spend(4.0) or None)
+    totals = train_epoch(
+        learner, batches(), observer=Slow(), every_steps=1, after_batch=lambda _: spend(2.0), clock=clock
+    )
+    assert (totals.wait_s, totals.compute_s, totals.overhead_s) == (4.0, 16.0, 4 * 2.75)
+    assert totals.wall_s == 31.0
 
 
 def test_the_loss_and_top1_of_an_epoch_weigh_every_sample_equally() -> None:

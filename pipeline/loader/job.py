@@ -83,6 +83,11 @@ class Job:
         """Return when no task of this job runs or will run, or after `limit_s` seconds; say whether it is so."""
         return self._done.wait(limit_s)
 
+    @property
+    def is_done(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._done.is_set()
+
     def first_failure(self) -> BaseException | None:
         """The failure at the lowest row, forgotten here: its traceback refers back to this job."""
         failures, self.failures = self.failures, []

@@ -20,7 +20,7 @@ from pipeline.loader.job import Job
 from pipeline.loader.order import Order
 from pipeline.loader.slots import SlotRing, max_slots, slot_bytes
 from pipeline.loader.state import make_state, resume_point
-from pipeline.stats import Stats
+from pipeline.stats import BUSY, COLLATE, Stats
 
 EXIT_LIMIT_S = 5.0
 """How long closing, collecting a loader, or the interpreter's exit waits for a thread that does not end."""
@@ -158,6 +158,11 @@ class Loader:
         return self._executor.num_workers
 
     @property
+    def in_flight(self) -> int:
+        """Batches that may be unfinished or undelivered at once."""
+        return self._executor.in_flight
+
+    @property
     def batch_size(self) -> int:
         """Samples per rank in a full batch."""
         return self.order.batch_size
@@ -228,13 +233,18 @@ class Loader:
 
     def _next_batch(self) -> Batch:
         began = time.perf_counter()
+        clock = self.stats_counters.clock
+        made_s = clock.seconds[BUSY]  # without workers, this thread makes the samples too
         self._check_usable()
         if self._interrupted:
             self._abandon_pending()
             self._to_plan = self._handed
         self._submit_ahead()
         job = self._pending[0]
+        num_ready = sum(pending.is_done for pending in self._pending)
+        asked = time.perf_counter()
         self._wait(job)
+        waited_s = time.perf_counter() - asked
         if job.cancelled:
             self._executor.check()
             raise RuntimeError("the loader was closed while a batch was waited for")
@@ -245,18 +255,21 @@ class Loader:
                 raise failure
             finally:
                 del failure, job  # the error's traceback refers to this frame: a cycle would keep all it holds
-        batch = self._hand_over(job, began)
+        batch = self._hand_over(job)
         if self._executor.num_workers:
             self._submit_ahead()
+        took_s = time.perf_counter() - began
+        self.stats_counters.handed_over(len(batch.ids), took_s, num_ready=num_ready)
+        clock.add(COLLATE, took_s - waited_s - (clock.seconds[BUSY] - made_s), len(batch.ids))
         return batch
 
-    def _hand_over(self, job: Job, began: float) -> Batch:
+    def _hand_over(self, job: Job) -> Batch:
         plan = job.plan
-        rows, copied = self._ring.lend(job.slot, len(plan.ids))
+        rows, is_copied = self._ring.lend(job.slot, len(plan.ids))
+        self.stats_counters.copied_batches += is_copied
         images = torch.from_numpy(rows)
         labels = torch.from_numpy(np.ascontiguousarray(plan.labels))
         self._handed = (plan.epoch, plan.step + 1)
-        self.stats_counters.handed_over(len(plan.ids), time.perf_counter() - began, copied=copied)
         return Batch(
             images.permute(0, 3, 1, 2) if self._channels_last else images,
             labels,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from time import perf_counter
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.decode import Scratch, ThreadScratch
 from pipeline.loader.job import Begin
-from pipeline.stats import StageClock, Stats
+from pipeline.stats import BUSY, StageClock, Stats
 
 
 class Transform(Protocol):
@@ -99,13 +100,17 @@ class MakeSample:
     ) -> Iterator[int]:
         """Write samples `ids` into `rows`, in order; yields how many more are made, whenever some are."""
         row = 0
-        for samples in self._groups(ids, begin):
-            end = row + len(samples)
-            if not begin(row, len(samples)):
-                return
-            yield from self._make_group(samples, ids[row:end], draws[row:end], rows[row:end])
-            row = end
-            del samples  # they may be large: not to be held while the next one is read
+        began_s = perf_counter()
+        try:
+            for samples in self._groups(ids, begin):
+                end = row + len(samples)
+                if not begin(row, len(samples)):
+                    return
+                yield from self._make_group(samples, ids[row:end], draws[row:end], rows[row:end])
+                row = end
+                del samples  # they may be large: not to be held while the next one is read
+        finally:
+            self._stats.clock.add(BUSY, perf_counter() - began_s, row)
 
     def _groups(self, ids: Sequence[int], begin: Begin) -> Iterator[list[Any]]:
         """The samples, loaded in order: those that the transform takes together, and every other alone."""

@@ -27,12 +27,10 @@ def draw_curves(rows: Sequence[EpochMetrics], path: Path) -> None:
     _line(loss, rows, lambda row: row.train_loss, _TRAIN)
     _line(loss, rows, lambda row: row.eval_loss, _EVAL)
     loss.set(title="Loss", ylabel="cross-entropy (nats)")
-    loss.legend(frameon=False)
 
     _line(top1, rows, lambda row: 100 * row.train_top1, _TRAIN)
     _line(top1, rows, lambda row: None if row.eval_top1 is None else 100 * row.eval_top1, _EVAL)
     top1.set(title="Top-1 accuracy", ylabel="right (%)", ylim=(0, 102))
-    top1.legend(frameon=False, loc="lower right")
 
     _line(speed, rows, lambda row: row.train_samples_per_sec, _SPEED)
     speed.set(title="Training speed", ylabel="images per second", xlabel="epoch")
@@ -46,6 +44,8 @@ def draw_curves(rows: Sequence[EpochMetrics], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     wait.set_xlim(rows[0].epoch - 0.5, rows[-1].epoch + 0.5)
+    # Of both upper pictures, and outside them: inside, it lies on the curves of some run.
+    figure.legend(*loss.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     with replacing(path) as file:
         figure.savefig(file, format="png")
 

@@ -20,6 +20,7 @@ from pipeline.training.progress import Progress
 from pipeline.training.replacing import discard_partial
 from pipeline.training.resume import LAST
 from pipeline.training.samples_sheet import SamplesSheet
+from pipeline.training.stall_watch import StallWatch
 from pipeline.training.state import restore, take_state
 from pipeline.training.stopping import RunError, Stopped, StopSignals
 
@@ -45,6 +46,7 @@ class Fit:
     record: RunRecord
     stop: StopSignals
     run_dir: Path
+    stalls: StallWatch
     sheet: SamplesSheet | None = None
     unfinished: Totals | None = None
 
@@ -142,6 +144,7 @@ class Fit:
 
         num_done = earlier.num_batches if earlier is not None else 0
         progress.start_epoch(epoch, num_batches=len(self.train_pipeline), num_done=num_done)
+        self.stalls.begin()
         try:
             trained = train_epoch(
                 self.learner,
@@ -153,6 +156,7 @@ class Fit:
             )
         finally:
             progress.close()
+        self.stalls.end(trained, earlier=earlier)
         self._draw_sheet()  # of a short epoch, or of one that was cut short
         return trained
 

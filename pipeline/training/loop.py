@@ -33,7 +33,7 @@ class Observer(Protocol):
 class Totals:
     """Sums over (a part of) an epoch's training: plain numbers, from which `train_epoch` can go on.
 
-    They are of all ranks together; seconds are of the rank that took most of them.
+    They are of all ranks together; seconds are of the rank that waited most for data.
 
     Attributes:
         lr: learning rate of the epoch's first step.
@@ -43,6 +43,8 @@ class Totals:
         wall_s: from asking for the first batch to the end of the last step, on the device, with the checkpoints saved
             in between; without the time between an interruption and the next part's beginning.
         wait_s: the part of `wall_s` spent in `iter()` and `next()` of the loader.
+        compute_s: the part spent in steps, and in waiting for the device to end them.
+        overhead_s: the part spent beside both: on progress, loggers, checkpoints, and other ranks' counts.
         first_batch_s: the first such wait of the epoch, with the start of the loader's workers in it.
     """
 
@@ -54,6 +56,8 @@ class Totals:
     num_batches: int = 0
     wall_s: float = 0.0
     wait_s: float = 0.0
+    compute_s: float = 0.0
+    overhead_s: float = 0.0
     first_batch_s: float = math.nan
 
     @property
@@ -102,20 +106,26 @@ def train_epoch(
         RuntimeError: there was not one sample in the whole epoch.
     """
     learner.model.train()
-    timer = WaitTimer(batches, clock)
-    tally = _Tally(earlier or Totals(lr=learner.lr), timer, clock, learner.world)
+    timer, laps = WaitTimer(batches, clock), _Laps(clock)
+    tally = _Tally(earlier or Totals(lr=learner.lr), timer, laps, clock, learner.world)
     for images, labels in timer:
+        laps.begin()
         observer.advance()
         tally.num_batches += 1
         num_samples = int(learner.world.sum(torch.tensor(len(labels))))
         if num_samples > 0:
             lr = learner.lr
+            laps.end_overhead()
             loss, num_right = learner.step(images, labels, num_samples=num_samples)
+            laps.end_compute()
             tally.add(learner.num_steps, lr, len(labels), loss, num_right)
             if learner.num_steps % every_steps == 0:
                 observer.show(tally.totals())
-        if after_batch is not None and after_batch(tally.totals):
+        is_over = after_batch is not None and after_batch(tally.totals)
+        laps.end_overhead()
+        if is_over:
             return tally.totals()
+    laps.begin()
     totals = tally.totals()
     if totals.num_samples == 0:
         raise RuntimeError("no sample to train on: data.on_error=skip left every batch empty; see quarantine.csv")
@@ -146,13 +156,36 @@ class WaitTimer:
             asked_s = self._clock()
 
 
+class _Laps:
+    """Seconds of the loop between two waits for data, by what they went to."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.compute_s = 0.0
+        self.overhead_s = 0.0
+        self._clock = clock
+        self._began_s = clock()
+
+    def begin(self) -> None:
+        self._began_s = self._clock()
+
+    def end_compute(self) -> None:
+        self.compute_s += self._lap_s()
+
+    def end_overhead(self) -> None:
+        self.overhead_s += self._lap_s()
+
+    def _lap_s(self) -> float:
+        began_s, self._began_s = self._began_s, self._clock()
+        return self._began_s - began_s
+
+
 class _Tally:
     """Adds up an epoch without waiting for the device: scalars stay there until `totals` asks for them.
 
     `totals` is for all ranks at the same step.
     """
 
-    def __init__(self, earlier: Totals, timer: WaitTimer, clock: Clock, world: World) -> None:
+    def __init__(self, earlier: Totals, timer: WaitTimer, laps: _Laps, clock: Clock, world: World) -> None:
         self.num_batches = earlier.num_batches
         self._world = world
         self._earlier = earlier
@@ -161,6 +194,7 @@ class _Tally:
         self._num_samples = earlier.num_samples
         self._num_steps = earlier.num_steps
         self._timer = timer
+        self._laps = laps
         self._clock = clock
         self._start_s = clock()
         self._pending: list[tuple[int, float, int]] = []
@@ -174,10 +208,12 @@ class _Tally:
 
     def totals(self) -> Totals:
         self._collect()
-        earlier, timer = self._earlier, self._timer
+        earlier, timer, laps = self._earlier, self._timer, self._laps
         first_batch_s = timer.first_batch_s if math.isnan(earlier.first_batch_s) else earlier.first_batch_s
-        mine = (self._clock() - self._start_s, timer.wait_s, first_batch_s)
-        wall_s, wait_s, first_batch_s = map(self._world.greatest, mine)
+        mine = (timer.wait_s, self._clock() - self._start_s, laps.compute_s, laps.overhead_s)
+        # One rank's, so that they add up: the others wait for it where gradients meet, which is compute to them.
+        every = self._world.gather(torch.tensor(mine, dtype=torch.float64))
+        wait_s, wall_s, compute_s, overhead_s = max(row.tolist() for row in every)
         return Totals(
             lr=earlier.lr,
             loss_sum=self._loss_sum,
@@ -187,15 +223,19 @@ class _Tally:
             num_batches=self.num_batches,
             wall_s=earlier.wall_s + wall_s,
             wait_s=earlier.wait_s + wait_s,
-            first_batch_s=first_batch_s,
+            compute_s=earlier.compute_s + compute_s,
+            overhead_s=earlier.overhead_s + overhead_s,
+            first_batch_s=self._world.greatest(first_batch_s),
         )
 
     def _collect(self) -> None:
         if not self._pending:
             return
+        self._laps.end_overhead()
         # Waits for the device: only every `every_steps` steps, for a checkpoint, and at the end of an epoch.
         means = torch.stack(self._pending_losses).to("cpu", torch.float64)
         num_right = torch.stack(self._pending_right).to("cpu", torch.float64)
+        self._laps.end_compute()
         counts = torch.tensor([num_samples for _, _, num_samples in self._pending], dtype=torch.float64)
         sums = self._world.sum(torch.stack([means * counts, num_right, counts])).T.tolist()
         # One by one, in order: the sum is then the same whenever it is asked for, to the bit.

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 
 import psutil
 
+from pipeline.stalls import StallReport
 from pipeline.training import environment
 from pipeline.training.epoch_metrics import EpochMetrics
 from pipeline.training.evaluate import Evaluation
@@ -30,8 +31,8 @@ class RunRecord:
     with the exception in `error`, which goes on to the caller. `summary` is what was written.
 
     A run that was interrupted and resumed is one run: the reports cover all of it, `resumed` counts its resumptions and
-    `wall_s` adds up its parts, each as far as a checkpoint of it was gone on from. `cache_hit_pct` and the like are of
-    the last part, for every part begins with an empty cache.
+    `wall_s` adds up its parts, each as far as a checkpoint of it was gone on from. The stall report,
+    `cache_hit_pct` and the like are of the last part, for every part begins with an empty cache.
 
     Of several ranks the first one writes; the others keep the same record, have no loggers and write nothing.
 
@@ -58,6 +59,7 @@ class RunRecord:
         self.loggers = loggers or Loggers()
         self.num_steps = 0
         self.summary: dict[str, Any] = {}
+        self.stalls: StallReport | None = None
         self.cache_hit_pct: float | None = None
         self.cache_bound_pct: float | None = None
         """The most hits there could have been."""
@@ -175,6 +177,7 @@ class RunRecord:
             "steps": self.num_steps,
             "wall_s": self._wall_s(),
             "resumed": self._num_resumed,
+            "stalls": None if self.stalls is None else self.stalls.numbers(),
             "dropped_loggers": self.loggers.dropped,
         }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -88,8 +88,8 @@ def _speeds(samples_per_sec: float, data_wait_pct: float, loss: float) -> str:
     return f"loss {loss:.3f}  {samples_per_sec:.0f} images/s  data-wait {data_wait_pct:.0f} %"
 
 
-def closing_lines(summary: Mapping[str, Any], run_dir: Path) -> str:
-    """A finished run in lines of at most 100 columns, long paths apart: results, and where the report lies."""
+def closing_lines(summary: Mapping[str, Any], run_dir: Path, *, stalls: Sequence[str] = ()) -> str:
+    """A finished run in lines of at most 100 columns, long paths apart: results, stalls, and where the report lies."""
     if summary["steps"] == 0:
         return (
             f"evaluated: top-1 {100 * summary['eval_top1']:.1f} % of {summary['eval_num_samples']} validation images, "
@@ -103,7 +103,7 @@ def closing_lines(summary: Mapping[str, Any], run_dir: Path) -> str:
         "  speed      {train_samples_per_sec:.0f} images/s; first batch after {first_batch_s:.2f} s".format_map(
             summary
         ),
-        "  data-wait  {data_wait_pct:.1f} % of the training time".format_map(summary),
+        *(stalls or ["  data-wait  {data_wait_pct:.1f} % of the training time".format_map(summary)]),
     ]
     if cache_hit_pct is not None:
         possible = summary["cache_bound_pct"]

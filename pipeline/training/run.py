@@ -30,6 +30,7 @@ from pipeline.training.progress import closing_lines
 from pipeline.training.ranks import check_agreement, logging_of_run, part_of
 from pipeline.training.resume import checkpoint_to_continue
 from pipeline.training.samples_sheet import SamplesSheet
+from pipeline.training.stall_watch import StallWatch
 from pipeline.training.state import first_step_after, nothing_left, read_state
 from pipeline.training.stopping import Stopped, StopSignals
 from pipeline.training.weights import put_weights, read_weights
@@ -93,7 +94,8 @@ def train_rank(cfg: TrainConfig, run_dir: Path) -> float:
             if cfg.logger.plot and world.is_first and record.rows:
                 draw_curves(record.rows, run_dir / "curves.png")
         if world.is_first:
-            sys.stdout.write(closing_lines(record.summary, run_dir))
+            stalls = [] if record.stalls is None else record.stalls.lines()
+            sys.stdout.write(closing_lines(record.summary, run_dir, stalls=stalls))
         return float(record.summary["eval_top1"])
 
 
@@ -130,6 +132,7 @@ def _train(
             record=record,
             stop=stop,
             run_dir=run_dir,
+            stalls=StallWatch(train_pipeline),
             sheet=_sheet(cfg, run_dir, train_pipeline, earlier) if world.is_first else None,
         )
         if earlier is not None:
@@ -144,6 +147,7 @@ def _train(
         stats = train_pipeline.stats()
         record.cache_hit_pct, record.cache_bound_pct = stats.get("cache_hit_pct"), stats.get("cache_bound_pct")
         record.cache_advice = train_pipeline.cache_advice()
+        record.stalls = fit.stalls.report(part)
 
 
 def _sheet(

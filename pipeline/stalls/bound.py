@@ -1,0 +1,87 @@
+"""What bounds an epoch, and how fast it should have been by the costs of its stages.
+
+Workers, the prefetcher's thread and the loop go on at the same time, so that the slowest of them sets the pace: the
+bottleneck law of operational analysis (Denning and Buzen, "The operational analysis of queueing network models",
+Computing Surveys 10, 1978). What one of them does, it does one thing after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from pipeline.stalls.costs import Costs
+from pipeline.stats import BUSY, COLLATE, STAGES, TRANSFER, Lanes
+
+COMPUTE, OVERHEAD, BESIDE = "compute", "overhead", "beside"
+
+
+class Lane(StrEnum):
+    """Who works at the same time as the others."""
+
+    workers = "workers"
+    prefetcher = "prefetcher"
+    loop = "loop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """The lane that sets the pace, and the stage that takes most of its time; `pace_s` are its seconds a sample."""
+
+    lane: Lane
+    stage: str
+    pace_s: float
+
+
+def parts_of(costs: Costs, lanes: Lanes) -> dict[Lane, dict[str, float]]:
+    """Seconds a sample of each lane, by stage; workers share theirs out."""
+    num_samples = max(1, costs.num_samples)
+    making = _making(costs.sample_s)
+    parts: dict[Lane, dict[str, float]] = {
+        Lane.workers: {},
+        Lane.prefetcher: {},
+        Lane.loop: {COMPUTE: costs.compute_s / num_samples, OVERHEAD: costs.overhead_s / num_samples},
+    }
+    taker = Lane.prefetcher if lanes.prefetched_batches else Lane.loop
+    if lanes.num_threads:
+        parts[Lane.workers] = {stage: spent_s / lanes.num_threads for stage, spent_s in making.items()}
+    else:
+        parts[taker] |= making
+    parts[taker][COLLATE] = costs.sample_s[COLLATE]
+    if lanes.prefetched_batches:
+        parts[taker][TRANSFER] = costs.sample_s[TRANSFER]
+    return parts
+
+
+def find_bound(costs: Costs, lanes: Lanes) -> Bound:
+    """What sets the pace of an epoch of these costs."""
+    parts = parts_of(costs, lanes)
+    lane = max(parts, key=lambda lane: sum(parts[lane].values()))
+    stage = max(parts[lane], key=lambda stage: parts[lane][stage])
+    return Bound(lane=lane, stage=stage, pace_s=sum(parts[lane].values()))
+
+
+def predicted_s(costs: Costs, lanes: Lanes) -> float:
+    """The wall time of an epoch of these costs: its first batch, then the pace of the slowest lane.
+
+    The workers' part is what they had not made before it began, and the loop ends a batch after them.
+    """
+    pace_s = {lane: sum(parts.values()) for lane, parts in parts_of(costs, lanes).items()}
+    a_batch = costs.num_samples / max(1, costs.num_batches)
+    num_later = max(0.0, costs.num_samples - a_batch)
+    num_to_make = max(0.0, num_later - max(0.0, costs.num_ahead - a_batch))
+    slowest_s = max(
+        num_later * pace_s[Lane.loop], num_later * pace_s[Lane.prefetcher], num_to_make * pace_s[Lane.workers]
+    )
+    return costs.first_batch_s + slowest_s + a_batch * pace_s[Lane.loop]
+
+
+def with_threads(lanes: Lanes, num_threads: int) -> Lanes:
+    """The same lanes with another number of threads that make samples."""
+    return replace(lanes, num_threads=num_threads)
+
+
+def _making(sample_s: Mapping[str, float]) -> dict[str, float]:
+    stages = {stage: sample_s[stage] for stage in STAGES}
+    return stages | {BESIDE: max(0.0, sample_s[BUSY] - sum(stages.values()))}

@@ -1,0 +1,154 @@
+"""The stall report itself: numbers for `summary.json`, lines for people."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline.config import TrainConfig
+from pipeline.stalls.advice import Advice, Machine, advise
+from pipeline.stalls.bound import Bound, find_bound, predicted_s
+from pipeline.stalls.costs import COUNTED, Costs, cost_of_a_call_s
+from pipeline.stats import Lanes
+
+NAMES = {
+    "read": "storage",
+    "decode": "decode",
+    "transform": "transforms",
+    "collate": "collating",
+    "transfer": "transfer",
+    "compute": "compute",
+    "overhead": "what stands beside the steps",
+    "beside": "Python between the stages",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StallReport:
+    """Of the epochs of a run, on one rank.
+
+    `costs` are all of them added up, `bound` is what bounded them for most of the time, `predicted_per_sec` the samples
+    a second that their costs make, beside `measured_per_sec`.
+    """
+
+    costs: Costs
+    lanes: Lanes
+    bound: Bound
+    advice: Advice
+    predicted_per_sec: float
+    measured_per_sec: float
+    num_cores: int
+    measuring_pct: float
+
+    def numbers(self) -> dict[str, Any]:
+        """For `summary.json`: shares of the training time in per cent, milliseconds a sample of one thread."""
+        costs = self.costs
+        return {
+            "bound": self.bound.stage,
+            "bound_lane": self.bound.lane.value,
+            "override": self.advice.override,
+            "override_speedup": self.advice.speedup if self.advice.override else None,
+            "why": self.advice.why,
+            "predicted_samples_per_sec": self.predicted_per_sec,
+            "measured_samples_per_sec": self.measured_per_sec,
+            "wall_s": costs.wall_s,
+            "wait_s": costs.wait_s,
+            "compute_s": costs.compute_s,
+            "overhead_s": costs.overhead_s,
+            "first_batch_s": costs.first_batch_s,
+            "stages_ms": {stage: 1e3 * costs.sample_s[stage] for stage in COUNTED},
+            "workers_busy_pct": self._workers_busy_pct,
+            "queue_pct": costs.queue_pct,
+            "prefetch_queue_pct": costs.prefetch_pct,
+            "cpu_busy_pct": 100 * costs.cpu_s / (costs.wall_s * self.num_cores),
+            "measuring_pct": self.measuring_pct,
+        }
+
+    def lines(self) -> list[str]:
+        """For people, of at most 100 columns."""
+        costs = self.costs
+        wait_pct, compute_pct, overhead_pct = (
+            100 * spent_s / costs.wall_s for spent_s in (costs.wait_s, costs.compute_s, costs.overhead_s)
+        )
+        busy = "" if self._workers_busy_pct is None else f", workers busy {self._workers_busy_pct:.0f} %"
+        queue = "" if costs.queue_pct is None else f", their queue {costs.queue_pct:.0f} % full"
+        stages = ", ".join(
+            f"{stage} {1e3 * costs.sample_s[stage]:.2f}"
+            for stage in COUNTED
+            if stage != "busy" and costs.sample_s[stage]
+        )
+        helps = self.advice.why
+        if self.advice.override is not None:
+            helps = f"{self.advice.override} would help: about {self.advice.speedup:.1f} times as fast"
+        return [
+            f"  data-wait  {wait_pct:.1f} % of the training time; compute {compute_pct:.1f} %, "
+            f"overhead {overhead_pct:.1f} %",
+            f"  bound by   {NAMES[self.bound.stage]}{busy}{queue}",
+            f"             {self.predicted_per_sec:.0f} images/s by the stages' costs, "
+            f"{self.measured_per_sec:.0f} measured",
+            f"  stages     {stages} ms an image",
+            f"  advice     {helps}",
+        ]
+
+    @property
+    def _workers_busy_pct(self) -> float | None:
+        if not self.lanes.num_threads or not self.costs.wall_s:
+            return None
+        making_s = self.costs.sample_s["busy"] * self.costs.num_samples / self.lanes.num_threads
+        return min(100.0, 100 * making_s / self.costs.wall_s)
+
+
+def explain(epochs: Sequence[Costs], lanes: Lanes, config: TrainConfig, machine: Machine) -> StallReport | None:
+    """The report of epochs that were trained; None where there is no sample in them."""
+    epochs = [costs for costs in epochs if costs.num_samples and costs.wall_s > 0]
+    if not epochs:
+        return None
+    weights: dict[tuple[str, str], float] = defaultdict(float)
+    bounds = [find_bound(costs, lanes) for costs in epochs]
+    for bound, costs in zip(bounds, epochs, strict=True):
+        weights[bound.lane, bound.stage] += costs.wall_s
+    chosen = max(weights, key=lambda key: weights[key])
+    # The advice is for the epochs that are like the most: a cache's first one is like no other.
+    like_it = [costs for bound, costs in zip(bounds, epochs, strict=True) if (bound.lane, bound.stage) == chosen]
+    total = add_up(epochs)
+    num_calls = sum(costs.num_calls for costs in epochs)
+    return StallReport(
+        costs=total,
+        lanes=lanes,
+        bound=next(bound for bound in reversed(bounds) if (bound.lane, bound.stage) == chosen),
+        advice=advise(add_up(like_it), lanes, config, machine),
+        predicted_per_sec=total.num_samples / sum(predicted_s(costs, lanes) for costs in epochs),
+        measured_per_sec=total.num_samples / total.wall_s,
+        num_cores=machine.num_cores,
+        measuring_pct=100 * num_calls * cost_of_a_call_s() / total.wall_s,
+    )
+
+
+def add_up(epochs: Sequence[Costs]) -> Costs:
+    """The costs of all `epochs` together, each a mean by samples or a sum."""
+    num_samples = sum(costs.num_samples for costs in epochs)
+
+    def mean(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        return {
+            stage: sum(v[stage] * costs.num_samples for v, costs in zip(values, epochs, strict=True)) / num_samples
+            for stage in COUNTED
+        }
+
+    def mean_pct(name: str) -> float | None:
+        known = [(getattr(costs, name), costs.num_samples) for costs in epochs if getattr(costs, name) is not None]
+        return sum(pct * number for pct, number in known) / sum(number for _, number in known) if known else None
+
+    sums = {
+        name: sum(getattr(costs, name) for costs in epochs)
+        for name in ("num_batches", "num_ahead", "wall_s", "wait_s", "compute_s", "overhead_s", "cpu_s", "num_calls")
+    }
+    return replace(
+        epochs[0],
+        num_samples=num_samples,
+        sample_s=mean([costs.sample_s for costs in epochs]),
+        queue_pct=mean_pct("queue_pct"),
+        prefetch_pct=mean_pct("prefetch_pct"),
+        **sums,
+    )
