@@ -1231,6 +1231,27 @@ MUTATIONS = [
         "test_training.py::test_waiting_computing_and_what_stands_beside_are_measured_apart_and_add_up",
     ),
     Mutation(
+        "tune over what the user has set",
+        "training/tuning/tune.py",
+        '    if num_workers != "auto":\n',
+        "    if num_workers == 0:\n",
+        "test_tuning.py::test_what_is_set_is_left_as_it_is",
+    ),
+    Mutation(
+        "tune as if a step took no core",
+        "training/tuning/cell.py",
+        "(self.sample_cpu_s + self.step_cpu_s[cell.num_threads])",
+        "(self.sample_cpu_s)",
+        "test_tuning.py::test_what_is_tried_first_is_what_the_costs_promise_most_with_the_least_it_takes",
+    ),
+    Mutation(
+        "tune again when a run goes on",
+        "training/run.py",
+        "if is_new else apply_tuned(cfg, run_dir)",
+        "if True else apply_tuned(cfg, run_dir)",
+        "test_tuning.py::test_a_tuned_run_is_the_run_with_the_overrides_it_names_and_goes_on_with_them",
+    ),
+    Mutation(
         "stop only the ranks that a signal reached",
         "training/stopping.py",
         "agreed = int(self._world.greatest(self._asked or 0))",

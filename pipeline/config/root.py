@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from pipeline.config.bench import Bench, Sweep
 from pipeline.config.cache import Cache, CachePolicy, Store
-from pipeline.config.checks import ConfigError, whole
+from pipeline.config.checks import ConfigError, flag, whole
 from pipeline.config.data import Data
 from pipeline.config.loader import Loader
 from pipeline.config.model import Model
@@ -64,9 +64,16 @@ class TrainConfig(PipelineConfig):
     """Continue a run from its last checkpoint: that of `run.name` (auto), or that in a directory; null: begin."""
     init_from: str | None = None
     """File with weights to begin with: a checkpoint of another run, or a saved state_dict; null: random weights."""
+    tune: bool = False
+    """Measure for some seconds, and choose workers, torch's threads and the cache by it, where they are not set."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.tune = flag("tune", self.tune)
+        if self.tune and (self.dist.nproc > 1 or self.run.evaluate_only):
+            raise ConfigError(
+                "tune=true is for one process that trains; tune without dist.nproc, then give what it says"
+            )
         if self.resume == "":
             raise ConfigError("resume must be auto or a run's directory, got ''; null begins a new run")
         if self.resume == AUTO and self.run.name is None:

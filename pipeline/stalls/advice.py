@@ -56,7 +56,7 @@ def _candidates(
     makes_samples = bound.lane is Lane.workers or lanes.num_threads == 0
     if makes_samples:
         yield from _more_workers(costs, lanes, config, machine)
-        if _may_keep_pixels(costs, config, machine):
+        if may_keep_pixels(costs, config, machine):
             yield "cache=pinned", _without(costs, "read", "decode"), lanes
     if bound.stage == COLLATE and lanes.num_threads and not lanes.prefetched_batches:
         yield "prefetch=cpu", costs, replace(lanes, prefetched_batches=2)
@@ -80,7 +80,7 @@ def _more_workers(
     yield f"loader.num_workers={num_workers}", costs, later
 
 
-def _may_keep_pixels(costs: Costs, config: TrainConfig, machine: Machine) -> bool:
+def may_keep_pixels(costs: Costs, config: TrainConfig, machine: Machine) -> bool:
     """Whether a store could hold every sample decoded, and would be used again."""
     is_free = config.cache.policy is CachePolicy.none and config.preload.mode is PreloadMode.none
     keeps_bytes = config.cache.store is not Store.encoded and config.transforms.decode is Decode.full

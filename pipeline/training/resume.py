@@ -21,7 +21,7 @@ LAST = Path("checkpoints/last.pt")
 
 _SCHEDULING_GROUPS = ("cache", "preload", "logger", "report", "dist")
 _SCHEDULING_KEYS = frozenset({
-    "resume", "run.name", "run.save_every_steps", "run.max_steps", "run.keep_top",
+    "resume", "tune", "run.name", "run.save_every_steps", "run.max_steps", "run.keep_top",
     # With another number of threads torch adds floats in another order: the run goes on, but not to the same bit.
     "run.num_threads",
     "loader.backend", "loader.num_workers", "loader.worker_scale", "loader.prefetch_factor",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pipeline.build import Pipeline, build_pipeline
-from pipeline.config import TrainConfig
+from pipeline.config import ConfigError, TrainConfig
 from pipeline.dist import RanksInterrupted, World, join_world, run_ranks
 from pipeline.launched import end_with_agent
 from pipeline.main_script import refuse_while_importing
@@ -33,6 +33,7 @@ from pipeline.training.samples_sheet import SamplesSheet
 from pipeline.training.stall_watch import StallWatch
 from pipeline.training.state import first_step_after, nothing_left, read_state
 from pipeline.training.stopping import Stopped, StopSignals
+from pipeline.training.tuning import apply_tuned, tune
 from pipeline.training.weights import put_weights, read_weights
 
 
@@ -74,6 +75,8 @@ def train_rank(cfg: TrainConfig, run_dir: Path) -> float:
         if earlier is not None and (line := nothing_left(earlier, cfg, run_dir)) is not None:
             _say(world, line)
             return float(earlier["top1"])
+        if cfg.tune:
+            cfg = _tuned(cfg, run_dir, world, is_new=earlier is None)
         part = part_of(cfg, world, earlier)
         loggers = Loggers(choose_loggers(cfg.logger)) if world.is_first else Loggers()
         with (
@@ -158,6 +161,12 @@ def _sheet(
     if not cfg.report.samples or (earlier is not None and path.exists()):
         return None
     return SamplesSheet(path, transforms=cfg.transforms, class_names=train_pipeline.source.class_names)
+
+
+def _tuned(cfg: TrainConfig, run_dir: Path, world: World, *, is_new: bool) -> TrainConfig:
+    if world.size > 1:
+        raise ConfigError("tune=true is for one process; tune without torchrun, then give what it says")
+    return tune(cfg, run_dir, lambda line: _say(world, line)) if is_new else apply_tuned(cfg, run_dir)
 
 
 @contextmanager
