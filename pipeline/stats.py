@@ -14,6 +14,8 @@ from dataclasses import dataclass
 STAGES = ("read", "decode", "transform")
 BUSY = "busy"
 """All that a worker does for a sample, the stages included; what is left of it is what no stage counts."""
+MAKING_CPU = "making_cpu"
+"""The processor time of the same."""
 COLLATE = "collate"
 """All that is done for a batch besides making its samples and waiting for them."""
 TRANSFER = "transfer"

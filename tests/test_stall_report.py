@@ -39,7 +39,7 @@ def costs_of(*, compute: float = 1.0, overhead: float = 0.0, cpu: float = 0.0, *
         compute_s=compute,
         overhead_s=overhead,
         cpu_s=cpu,
-        sample_s={stage: spent_ms / 1e3 for stage, spent_ms in stages.items()},
+        sample_s={stage: spent_ms / 1e3 for stage, spent_ms in ({"making_cpu": 0.0} | stages).items()},
         num_calls=4000,
         queue_pct=50.0,
         prefetch_pct=None,
@@ -211,9 +211,10 @@ def test_a_delay_is_found_at_its_stage(photographs: Path, case: int) -> None:
 def test_a_stage_of_a_sample_in_worker_processes_is_counted_too(photographs: Path) -> None:
     cfg = short_run(photographs, loader={"num_workers": 1, "backend": "processes"})
     costs = report_of(cfg).costs
-    for stage in (*OF_SAMPLES, "busy"):
+    for stage in (*OF_SAMPLES, "busy", "making_cpu"):
         assert costs.sample_s[stage] > 0, stage
     assert costs.sample_s["busy"] >= sum(costs.sample_s[stage] for stage in OF_SAMPLES)
+    assert 0 < costs.sample_s["making_cpu"] < costs.cpu_s / costs.num_samples
 
 
 def test_waiting_for_workers_is_not_collating(photographs: Path) -> None:

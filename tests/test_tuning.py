@@ -34,7 +34,7 @@ def served(
         compute_s=0.0,
         overhead_s=0.0,
         cpu_s=1.0,
-        sample_s={stage: spent / 1e3 for stage, spent in {**stages, "busy": busy}.items()},
+        sample_s={stage: spent / 1e3 for stage, spent in {**stages, "busy": busy, "making_cpu": busy}.items()},
         num_calls=0,
         queue_pct=None,
         prefetch_pct=None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.decode import Scratch, ThreadScratch
 from pipeline.loader.job import Begin
-from pipeline.stats import BUSY, StageClock, Stats
+from pipeline.stats import BUSY, MAKING_CPU, StageClock, Stats
 
 
 class Transform(Protocol):
@@ -100,7 +100,7 @@ class MakeSample:
     ) -> Iterator[int]:
         """Write samples `ids` into `rows`, in order; yields how many more are made, whenever some are."""
         row = 0
-        began_s = perf_counter()
+        began_s, began_cpu_s = perf_counter(), thread_time()
         try:
             for samples in self._groups(ids, begin):
                 end = row + len(samples)
@@ -110,7 +110,9 @@ class MakeSample:
                 row = end
                 del samples  # they may be large: not to be held while the next one is read
         finally:
-            self._stats.clock.add(BUSY, perf_counter() - began_s, row)
+            clock = self._stats.clock
+            clock.add(BUSY, perf_counter() - began_s, row)
+            clock.add(MAKING_CPU, thread_time() - began_cpu_s, row)
 
     def _groups(self, ids: Sequence[int], begin: Begin) -> Iterator[list[Any]]:
         """The samples, loaded in order: those that the transform takes together, and every other alone."""

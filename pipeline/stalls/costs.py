@@ -10,9 +10,9 @@ from timeit import timeit
 
 import psutil
 
-from pipeline.stats import BUSY, COLLATE, STAGES, TRANSFER, StageClock
+from pipeline.stats import BUSY, COLLATE, MAKING_CPU, STAGES, TRANSFER, StageClock
 
-COUNTED = (*STAGES, BUSY, COLLATE, TRANSFER)
+COUNTED = (*STAGES, BUSY, MAKING_CPU, COLLATE, TRANSFER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class Costs:
             `compute_s` to steps, and `overhead_s` to what stands beside both. Each is measured for itself.
         cpu_s: processor time of this process and its worker processes.
         sample_s: seconds a sample by stage, of the thread that does it: `read`, `decode`, `transform`, `busy` (all of
-            them and what lies between), `collate`, `transfer`.
+            them and what lies between), `making_cpu` (its processor time), `collate`, `transfer`.
         num_calls: how often a clock was read for this.
         queue_pct: how full the queue of finished batches was when one was asked for; None: there is none.
         prefetch_pct: the same of the prefetcher's.

@@ -11,7 +11,7 @@ from pipeline.config import TrainConfig
 from pipeline.stalls.advice import Advice, Machine, advise
 from pipeline.stalls.bound import Bound, find_bound, predicted_s
 from pipeline.stalls.costs import COUNTED, Costs, cost_of_a_call_s
-from pipeline.stats import Lanes
+from pipeline.stats import BUSY, MAKING_CPU, Lanes
 
 NAMES = {
     "read": "storage",
@@ -58,7 +58,9 @@ class StallReport:
             "compute_s": costs.compute_s,
             "overhead_s": costs.overhead_s,
             "first_batch_s": costs.first_batch_s,
-            "stages_ms": {stage: 1e3 * costs.sample_s[stage] for stage in COUNTED},
+            "stages_ms": {stage: 1e3 * costs.sample_s[stage] for stage in COUNTED if stage != MAKING_CPU},
+            "loader_cpu_ms": 1e3 * costs.sample_s[MAKING_CPU],
+            "other_cpu_ms": 1e3 * self._other_cpu_s,
             "workers_busy_pct": self._workers_busy_pct,
             "queue_pct": costs.queue_pct,
             "prefetch_queue_pct": costs.prefetch_pct,
@@ -77,7 +79,7 @@ class StallReport:
         stages = ", ".join(
             f"{stage} {1e3 * costs.sample_s[stage]:.2f}"
             for stage in COUNTED
-            if stage != "busy" and costs.sample_s[stage]
+            if stage not in (BUSY, MAKING_CPU) and costs.sample_s[stage]
         )
         helps = self.advice.why
         if self.advice.override is not None:
@@ -89,8 +91,15 @@ class StallReport:
             f"             {self.predicted_per_sec:.0f} images/s by the stages' costs, "
             f"{self.measured_per_sec:.0f} measured",
             f"  stages     {stages} ms an image",
+            f"  cpu        {1e3 * costs.sample_s[MAKING_CPU]:.2f} ms an image in the loader's workers, "
+            f"{1e3 * self._other_cpu_s:.2f} in the model and all else",
             f"  advice     {helps}",
         ]
+
+    @property
+    def _other_cpu_s(self) -> float:
+        """Processor time a sample of all that makes no samples."""
+        return max(0.0, self.costs.cpu_s / self.costs.num_samples - self.costs.sample_s[MAKING_CPU])
 
     @property
     def _workers_busy_pct(self) -> float | None:
