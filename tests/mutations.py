@@ -1219,8 +1219,8 @@ MUTATIONS = [
     Mutation(
         "advise workers that have no core",
         "stalls/advice.py",
-        "return costs.cpu_s / max(1, costs.num_samples) / machine.num_cores",
-        "return 0.0",
+        "costs.cpu_s / max(1, costs.num_samples) / capacity",
+        "0.0",
         "test_stall_report.py::test_where_nothing_would_help_it_says_so",
     ),
     Mutation(

@@ -53,7 +53,10 @@ def config(**groups: Any) -> TrainConfig:
 
 def machine(*, num_cores: int = 4, free_gib: float = 8.0, decoded_gib: float = 1.0) -> Machine:
     return Machine(
-        num_cores=num_cores, free_bytes=lambda: int(free_gib * 2**30), decoded_bytes=lambda: decoded_gib * 2**30
+        num_cores=num_cores,
+        computes=True,
+        free_bytes=lambda: int(free_gib * 2**30),
+        decoded_bytes=lambda: decoded_gib * 2**30,
     )
 
 
@@ -97,7 +100,8 @@ def test_an_epoch_takes_its_first_batch_the_pace_of_the_slowest_lane_and_the_las
             "loader.num_workers=1",
             2,
         ),
-        (THREADS, costs_of(compute=0.3, decode=2.0, transform=1.0, cpu=5.8), {}, "cache=pinned", 1.58),
+        (THREADS, costs_of(compute=0.3, decode=2.0, transform=1.0, cpu=5.8), {}, "cache=pinned", 1.36),
+        (THREADS, costs_of(compute=2.0, decode=1.0, cpu=7.6), {}, "cache=pinned", 1.15),
         (THREADS, costs_of(compute=0.3, decode=0.8, collate=0.5), {}, "prefetch=cpu", 1.6),
         (
             THREADS,
@@ -107,7 +111,14 @@ def test_an_epoch_takes_its_first_batch_the_pace_of_the_slowest_lane_and_the_las
             2.0,
         ),
     ],
-    ids=["storage waits", "nothing overlaps", "cores are busy", "collating is in the way", "checkpoints are"],
+    ids=[
+        "storage waits",
+        "nothing overlaps",
+        "cores are busy",
+        "workers have the model's cores",
+        "collating is in the way",
+        "checkpoints are",
+    ],
 )
 def test_the_override_that_promises_most_is_told(
     lanes: LanesOf, costs: Costs, options: dict[str, Any], override: str, speedup: float

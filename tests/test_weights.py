@@ -66,7 +66,7 @@ def test_weights_of_another_model_are_refused_by_the_first_that_differs(
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"not weights", "cannot be read as weights"), (None, "cannot be read as weights")]
+    ("content", "words"), [(b"not weights", "is no file of weights"), (None, "cannot be read as weights")]
 )
 def test_a_file_that_holds_no_weights_is_one_line(
     content: bytes | None, words: str, images: Path, tmp_path: Path

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from pipeline.config import CachePolicy, Decode, PreloadMode, Store, TrainConfig
-from pipeline.stalls.bound import Bound, Lane, find_bound
+from pipeline.stalls.bound import COMPUTE, Bound, Lane, find_bound
 from pipeline.stalls.costs import Costs
 from pipeline.stats import COLLATE, Lanes
 
@@ -14,6 +14,9 @@ WORTH_IT = 1.1
 """Times as fast that an override must promise to be told: less is within what a machine does by itself."""
 MOST_WORKERS_A_CORE = 8
 """Workers that wait for storage take no core; more than these take memory for nothing."""
+BUSY_PCT = 80.0
+"""Cores that are busier have no time left for anybody else."""
+KEEP_PIXELS = "cache=pinned"
 ROOM = 0.8
 """The part of free memory that a store of all samples may need."""
 
@@ -23,6 +26,8 @@ class Machine:
     """What is lent to this rank, and how much a store of all decoded samples would take of it."""
 
     num_cores: int
+    computes: bool
+    """Whether the model runs on these cores too."""
     free_bytes: Callable[[], int]
     decoded_bytes: Callable[[], float]
 
@@ -39,11 +44,10 @@ class Advice:
 def advise(costs: Costs, lanes: Lanes, config: TrainConfig, machine: Machine) -> Advice:
     """The override that promises most. It changes no sample."""
     bound = find_bound(costs, lanes)
-    now_s = max(bound.pace_s, _cpu_pace_s(costs, machine))
+    capacity = _capacity(costs, machine)
     best = Advice(override=None, speedup=1.0, why=_why_none(bound, costs, machine))
     for override, later_costs, later_lanes in _candidates(bound, costs, lanes, config, machine):
-        pace_s = max(find_bound(later_costs, later_lanes).pace_s, _cpu_pace_s(later_costs, machine))
-        speedup = now_s / pace_s
+        speedup = bound.pace_s / _pace_s(later_costs, later_lanes, capacity)
         if speedup >= WORTH_IT * best.speedup:
             best = Advice(override=override, speedup=speedup, why=f"{bound.stage} sets the pace")
     return best
@@ -57,7 +61,11 @@ def _candidates(
     if makes_samples:
         yield from _more_workers(costs, lanes, config, machine)
         if may_keep_pixels(costs, config, machine):
-            yield "cache=pinned", _without(costs, "read", "decode"), lanes
+            yield KEEP_PIXELS, _without(costs, "read", "decode"), lanes
+    elif bound.stage == COMPUTE and _shares_cores(costs, machine) and may_keep_pixels(costs, config, machine):
+        # What the workers no longer do, the model gets.
+        kept = _without(costs, "read", "decode")
+        yield KEEP_PIXELS, replace(kept, compute_s=costs.compute_s * kept.cpu_s / costs.cpu_s), lanes
     if bound.stage == COLLATE and lanes.num_threads and not lanes.prefetched_batches:
         yield "prefetch=cpu", costs, replace(lanes, prefetched_batches=2)
     if bound.lane is Lane.loop and config.run.save_every_steps is not None:
@@ -72,7 +80,7 @@ def _more_workers(
     paces_s = {}
     for num_workers in range(lanes.num_threads // each + 1, MOST_WORKERS_A_CORE * machine.num_cores + 1):
         later = replace(lanes, num_threads=num_workers * each, queue_batches=config.loader.prefetch_factor)
-        paces_s[num_workers] = max(find_bound(costs, later).pace_s, _cpu_pace_s(costs, machine))
+        paces_s[num_workers] = _pace_s(costs, later, _capacity(costs, machine))
     if not paces_s:
         return
     num_workers = next(number for number, pace_s in paces_s.items() if pace_s <= 1.02 * min(paces_s.values()))
@@ -98,15 +106,32 @@ def _without(costs: Costs, *stages: str) -> Costs:
     return replace(costs, sample_s=rest, cpu_s=max(0.0, costs.cpu_s - saved_cpu_s))
 
 
-def _cpu_pace_s(costs: Costs, machine: Machine) -> float:
-    """Seconds a sample that the cores need at least, if nothing ever waits."""
-    return costs.cpu_s / max(1, costs.num_samples) / machine.num_cores
+def _pace_s(costs: Costs, lanes: Lanes, capacity: float) -> float:
+    """Seconds a sample with these lanes, if nothing ever waits for a core more than `capacity` cores make it."""
+    return max(find_bound(costs, lanes).pace_s, costs.cpu_s / max(1, costs.num_samples) / capacity)
+
+
+def _capacity(costs: Costs, machine: Machine) -> float:
+    """Cores that a run can use: those it does, and half of those that idle.
+
+    Half: two hardware threads share a core, a second adds a quarter or less to such work, and virtual machines do not
+    tell which of their cores are such threads.
+    """
+    used = min(machine.num_cores, costs.cpu_s / max(1e-9, costs.wall_s))
+    return max(0.1, (used + machine.num_cores) / 2)
+
+
+def _shares_cores(costs: Costs, machine: Machine) -> bool:
+    return machine.computes and _busy_pct(costs, machine) > BUSY_PCT
+
+
+def _busy_pct(costs: Costs, machine: Machine) -> float:
+    return min(100.0, 100 * costs.cpu_s / max(1e-9, costs.wall_s * machine.num_cores))
 
 
 def _why_none(bound: Bound, costs: Costs, machine: Machine) -> str:
     if bound.lane is Lane.loop:
         return f"nothing in the input pipeline would: {bound.stage} sets the pace"
-    busy_pct = 100 * costs.cpu_s / max(1e-9, costs.wall_s * machine.num_cores)
-    if busy_pct > 80:
-        return f"nothing would: {bound.stage} sets the pace, and the cores are {min(100, busy_pct):.0f} % busy"
+    if (busy_pct := _busy_pct(costs, machine)) > BUSY_PCT:
+        return f"nothing would: {bound.stage} sets the pace, and the cores are {busy_pct:.0f} % busy"
     return f"no setting would: {bound.stage} sets the pace"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.config import TrainConfig
-from pipeline.stalls.advice import Advice, Machine, advise
+from pipeline.stalls.advice import KEEP_PIXELS, Advice, Machine, advise
 from pipeline.stalls.bound import Bound, find_bound, predicted_s
 from pipeline.stalls.costs import COUNTED, Costs, cost_of_a_call_s
 from pipeline.stats import BUSY, MAKING_CPU, Lanes
@@ -40,6 +40,7 @@ class StallReport:
     predicted_per_sec: float
     measured_per_sec: float
     num_cores: int
+    num_ranks: int
     measuring_pct: float
 
     def numbers(self) -> dict[str, Any]:
@@ -66,6 +67,7 @@ class StallReport:
             "prefetch_queue_pct": costs.prefetch_pct,
             "cpu_busy_pct": 100 * costs.cpu_s / (costs.wall_s * self.num_cores),
             "measuring_pct": self.measuring_pct,
+            "num_ranks": self.num_ranks,
         }
 
     def lines(self) -> list[str]:
@@ -83,18 +85,23 @@ class StallReport:
         )
         helps = self.advice.why
         if self.advice.override is not None:
-            helps = f"{self.advice.override} would help: about {self.advice.speedup:.1f} times as fast"
+            when = " from the second epoch on" if self.advice.override == KEEP_PIXELS else ""
+            helps = f"{self.advice.override} would help: up to {self.advice.speedup:.1f} times as fast{when}"
         return [
             f"  data-wait  {wait_pct:.1f} % of the training time; compute {compute_pct:.1f} %, "
             f"overhead {overhead_pct:.1f} %",
             f"  bound by   {NAMES[self.bound.stage]}{busy}{queue}",
             f"             {self.predicted_per_sec:.0f} images/s by the stages' costs, "
-            f"{self.measured_per_sec:.0f} measured",
+            f"{self.measured_per_sec:.0f} measured{self._whose}",
             f"  stages     {stages} ms an image",
             f"  cpu        {1e3 * costs.sample_s[MAKING_CPU]:.2f} ms an image in the loader's workers, "
             f"{1e3 * self._other_cpu_s:.2f} in the model and all else",
             f"  advice     {helps}",
         ]
+
+    @property
+    def _whose(self) -> str:
+        return "" if self.num_ranks == 1 else f" in the first of {self.num_ranks} ranks"
 
     @property
     def _other_cpu_s(self) -> float:
@@ -109,7 +116,9 @@ class StallReport:
         return min(100.0, 100 * making_s / self.costs.wall_s)
 
 
-def explain(epochs: Sequence[Costs], lanes: Lanes, config: TrainConfig, machine: Machine) -> StallReport | None:
+def explain(
+    epochs: Sequence[Costs], lanes: Lanes, config: TrainConfig, machine: Machine, *, num_ranks: int = 1
+) -> StallReport | None:
     """The report of epochs that were trained; None where there is no sample in them."""
     epochs = [costs for costs in epochs if costs.num_samples and costs.wall_s > 0]
     if not epochs:
@@ -131,6 +140,7 @@ def explain(epochs: Sequence[Costs], lanes: Lanes, config: TrainConfig, machine:
         predicted_per_sec=total.num_samples / sum(predicted_s(costs, lanes) for costs in epochs),
         measured_per_sec=total.num_samples / total.wall_s,
         num_cores=machine.num_cores,
+        num_ranks=num_ranks,
         measuring_pct=100 * num_calls * cost_of_a_call_s() / total.wall_s,
     )
 

@@ -97,7 +97,9 @@ def closing_lines(summary: Mapping[str, Any], run_dir: Path, *, stalls: Sequence
         )
     pss_mb, cache_hit_pct = summary["peak_pss_mb"], summary["cache_hit_pct"]
     lines = [
-        "{status}: {epochs} epochs, {steps} steps in {wall_s:.0f} s".format_map(summary),
+        "{status}: {epochs} epoch{s}, {steps} steps in {wall_s:.0f} s".format(
+            **summary, s="" if summary["epochs"] == 1 else "s"
+        ),
         f"  top-1      {100 * summary['eval_top1']:.1f} % of {summary['eval_num_samples']} validation images, "
         f"at best {100 * summary['best_top1']:.1f} %",
         "  speed      {train_samples_per_sec:.0f} images/s; first batch after {first_batch_s:.2f} s".format_map(

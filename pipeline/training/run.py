@@ -135,7 +135,7 @@ def _train(
             record=record,
             stop=stop,
             run_dir=run_dir,
-            stalls=StallWatch(train_pipeline),
+            stalls=StallWatch(train_pipeline, num_ranks=world.size, computes_on_cpu=compute.device.type == "cpu"),
             sheet=_sheet(cfg, run_dir, train_pipeline, earlier) if world.is_first else None,
         )
         if earlier is not None:
@@ -160,7 +160,9 @@ def _sheet(
     path = run_dir / "samples.png"
     if not cfg.report.samples or (earlier is not None and path.exists()):
         return None
-    return SamplesSheet(path, transforms=cfg.transforms, class_names=train_pipeline.source.class_names)
+    mixes = bool(cfg.optim.mixup or cfg.optim.cutmix)
+    names = train_pipeline.source.class_names
+    return SamplesSheet(path, transforms=cfg.transforms, class_names=names, mixes=mixes)
 
 
 def _tuned(cfg: TrainConfig, run_dir: Path, world: World, *, is_new: bool) -> TrainConfig:

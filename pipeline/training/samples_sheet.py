@@ -20,11 +20,15 @@ class SamplesSheet:
     What is trained cannot change by it: batches pass through as they are, and what is shown is copied.
     """
 
-    def __init__(self, path: Path, *, transforms: Transforms, class_names: Sequence[str]) -> None:
-        """`transforms` are those of the batches, `class_names` has a name a label, or nothing."""
+    def __init__(self, path: Path, *, transforms: Transforms, class_names: Sequence[str], mixes: bool = False) -> None:
+        """`transforms` are those of the batches, `class_names` has a name a label, or nothing.
+
+        `mixes`: MixUp or CutMix follows, which would leave no image to look at; the caption says so.
+        """
         self._path = path
         self._transforms = transforms
         self._class_names = class_names
+        self._mixes = mixes
         self._most_tiles = Layout.for_size(transforms.size).num_tiles
         self._tiles: list[Tile] = []
         self._begins = ""
@@ -53,7 +57,7 @@ class SamplesSheet:
             self._tiles,
             self._path,
             title=f"What the model sees: {self._begins}, {len(self._tiles)} samples",
-            caption=in_words(self._transforms),
+            caption=in_words(self._transforms) + (", before MixUp and CutMix" if self._mixes else ""),
         )
 
     def _take(self, batch: tuple[Tensor, Tensor], epoch: int) -> None:

@@ -15,8 +15,10 @@ from pipeline.training.loop import Totals
 class StallWatch:
     """Looks at a pipeline's counters when an epoch begins and when it ends."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, *, num_ranks: int = 1, computes_on_cpu: bool = True) -> None:
         self._pipeline = pipeline
+        self._num_ranks = num_ranks
+        self._computes_on_cpu = computes_on_cpu
         self._epochs: list[Costs] = []
         self._began: Moment | None = None
 
@@ -34,9 +36,12 @@ class StallWatch:
     def report(self, config: TrainConfig) -> StallReport | None:
         """Of all epochs that ended; None where nothing was trained."""
         machine = Machine(
-            num_cores=cores_per_rank(), free_bytes=available_bytes, decoded_bytes=self._pipeline.decoded_bytes
+            num_cores=cores_per_rank(),
+            computes=self._computes_on_cpu,
+            free_bytes=available_bytes,
+            decoded_bytes=self._pipeline.decoded_bytes,
         )
-        return explain(self._epochs, self._pipeline.lanes, config, machine)
+        return explain(self._epochs, self._pipeline.lanes, config, machine, num_ranks=self._num_ranks)
 
     def _now(self) -> Moment:
         return Moment(stats=self._pipeline.stats(), cpu_s=cpu_s_of_program())

@@ -22,7 +22,9 @@ def read_weights(path: Path) -> dict[str, Any]:
     """
     try:
         return load_checkpoint(path)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except (EOFError, pickle.UnpicklingError) as error:  # torch's own words are advice to load it unsafely
+        raise ConfigError(f"init_from={path} is no file of weights; give a checkpoint, or a state_dict") from error
+    except (OSError, RuntimeError) as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"init_from={path} cannot be read as weights ({cause}); give a .pt file") from error
 

@@ -96,7 +96,12 @@ def _choose(cfg: TrainConfig, began_s: float) -> Choice:
     cells = list(dict.fromkeys([*_allowed(cfg, all_cells(num_cores, in_processes=in_processes)), usual]))
     with closing(Trials(cfg, compute)) as trials:
         served = trials.serve(num_cores, sorted({cell.num_threads for cell in cells}))
-        machine = Machine(num_cores=num_cores, free_bytes=available_bytes, decoded_bytes=trials.decoded_bytes)
+        machine = Machine(
+            num_cores=num_cores,
+            computes=compute.device.type == "cpu",
+            free_bytes=available_bytes,
+            decoded_bytes=trials.decoded_bytes,
+        )
         keeps_pixels = may_keep_pixels(served.costs, cfg, machine) and _gains(served, cells)
         is_kept = keeps_pixels or cfg.preload.mode is not PreloadMode.none
         if is_kept:
