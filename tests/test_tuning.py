@@ -13,7 +13,7 @@ from runs import assert_same_run, command, run, short_run, summary
 from pipeline.config import ConfigError, Dist, Run
 from pipeline.stalls import Costs
 from pipeline.training.tuning.cell import Cell, Served, all_cells, shortlist
-from pipeline.training.tuning.tune import FILE, _allowed, _gains
+from pipeline.training.tuning.tune import FILE, _allowed, _gains, believed
 
 NUM_CORES = 4
 
@@ -139,6 +139,12 @@ def test_a_tuned_run_is_the_run_with_the_overrides_it_names_and_goes_on_with_the
     by_hand = run([*plain, *found["overrides"], "run.name=by_hand"], cwd=tmp_path, faults=faults)
     assert by_hand.returncode == 0, by_hand.stderr
     assert_same_run(tmp_path / "outputs/train/tuned", tmp_path / "outputs/train/by_hand")
+
+
+def test_a_cell_is_believed_by_its_costs_and_by_its_trials() -> None:
+    assert believed(653, [513, 452, 573]) > believed(543, [518, 505, 532])
+    assert believed(700, [100, 100, 100]) < believed(300, [290, 280, 310])
+    assert believed(300, []) == 300
 
 
 def test_pixels_are_kept_where_that_makes_the_best_cell_faster() -> None:

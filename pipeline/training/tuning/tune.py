@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ from pipeline.training.tuning.trial import Trials, configured
 FILE = "tuned.json"
 NUM_ROUNDS = 3
 NUM_CELLS = 4
-MOST_S = 10.0
+MOST_S = 7.0
 """No other round begins after so many seconds."""
 AS_GOOD = 0.98
 """Cells within so much of the best are as good as it: of those, the one that takes least is chosen."""
@@ -115,7 +116,7 @@ def _choose(cfg: TrainConfig, began_s: float) -> Choice:
             for cell, rates in measured.items():
                 rates.append(trials.measure(cell))
     by_costs = {cell: served.per_sec(cell) for cell in tried}
-    rate_of = {cell: statistics.median(rates) for cell, rates in measured.items()} or by_costs
+    rate_of = {cell: believed(by_costs[cell], measured.get(cell, ())) for cell in tried}
     as_good = [cell for cell in tried if rate_of[cell] >= AS_GOOD * max(rate_of.values())]
     return Choice(
         cell=min(as_good, key=lambda cell: cell.num_workers * cell.threads_per_worker + cell.num_threads),
@@ -124,6 +125,15 @@ def _choose(cfg: TrainConfig, began_s: float) -> Choice:
         measured=measured,
         took_s=time.monotonic() - began_s,
     )
+
+
+def believed(by_costs: float, measured: Sequence[float]) -> float:
+    """What a cell is taken to make: the geometric mean of what costs promise and what was measured, if anything was.
+
+    A short trial errs by as much as the costs do, and by chance: alone it chose 12 of 16 readers that wait for
+    storage, 0.89 of the best.
+    """
+    return math.sqrt(by_costs * statistics.median(measured)) if measured else by_costs
 
 
 def _gains(served: Served, cells: Sequence[Cell]) -> bool:
