@@ -7,6 +7,7 @@ import json
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -577,3 +578,30 @@ def test_a_stop_by_signal_is_called_stopped_and_names_the_signal(tmp_path: Path)
     with pytest.raises(Stopped), RunRecord(tmp_path, config={}):
         raise Stopped(signal.SIGTERM)
     assert (summary(tmp_path)["status"], summary(tmp_path)["error"]) == ("stopped", "Stopped: SIGTERM")
+
+
+@pytest.mark.parametrize("loader", ["loader.num_workers=2", "loader.num_workers=1 loader.backend=processes"])
+def test_a_dataset_that_is_taken_away_ends_the_run_in_two_lines_and_it_goes_on_when_it_is_back(
+    images: Path, tmp_path: Path, faults: Path, loader: str
+) -> None:
+    data, away = tmp_path / "data", tmp_path / "away"
+    shutil.copytree(images, data)
+    endless = command(data, *loader.split(), "schedule.epochs=10000", "run.save_every_steps=1", "run.name=robbed")
+    with subprocess.Popen(endless, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "epoch     1/10000" not in process.stderr.readline():
+            assert process.poll() is None
+        data.rename(away)
+        told = process.stderr.read()
+    assert process.returncode == 1
+    error, note = told.strip().splitlines()
+    assert error.startswith("FileNotFoundError")
+    assert str(data) in error
+    assert "stage read, sample id" in note
+    run_dir = tmp_path / "outputs/train/robbed"
+    assert summary(run_dir)["status"] == "failed"
+    step = load_checkpoint(run_dir / "checkpoints/last.pt")["step"]
+    away.rename(data)
+    later = run([*endless, f"run.max_steps={step + 2}", "resume=auto"], cwd=tmp_path, faults=faults)
+    assert later.returncode == 0, later.stderr
+    assert summary(run_dir)["steps"] == step + 2
