@@ -428,7 +428,7 @@ def test_of_many_changes_ten_are_listed_and_the_others_counted() -> None:
 def test_scheduling_may_change_and_everything_else_may_not(images: Path) -> None:
     before = plain(config(images))
     scheduling = {
-        "cache", "preload", "logger", "report", "dist", "resume", "init_from",
+        "cache", "preload", "logger", "report", "dist", "resume", "init_from", "tune",
         "run.name", "run.num_threads", "run.save_every_steps", "run.max_steps", "run.keep_top",
         "loader.backend", "loader.num_workers", "loader.worker_scale", "loader.prefetch_factor",
         "loader.threads_per_worker", "loader.max_restarts", "loader.stall_timeout_s",
