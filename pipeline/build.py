@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from pipeline.build_estimate import look_at_some
 from pipeline.build_loader import build_executor, check_memory, describe_workers, resolve_backend
-from pipeline.build_loading import Loading, build_loading
+from pipeline.build_loading import Loading, build_loading, could_keep_pixels
 from pipeline.build_prefetch import plan_delivery
 from pipeline.build_source import make_sampler, open_source, order_fingerprint
 from pipeline.build_transform import build_transform
 from pipeline.cache.theory import advice
-from pipeline.config import Backend, PipelineConfig, SamplerName, Transforms
+from pipeline.config import Backend, Cache, PipelineConfig, SamplerName, Transforms
 from pipeline.loader.batch import Batch
 from pipeline.loader.loader import EXIT_LIMIT_S, Loader
 from pipeline.loader.order import Order
@@ -61,7 +60,8 @@ class Pipeline:
         self.transforms = transforms
         self._loading = loading
         self._loader = loader
-        self._with_replacement = with_replacement
+        self.with_replacement = with_replacement
+        """Whether an epoch may have a sample twice, and another not at all."""
         self._num_iters = 0
         self._first_epoch_samples: int | None = None
         """How many the first loop over it had; None while that is not over."""
@@ -140,19 +140,19 @@ class Pipeline:
         totals = self._loader.stats_counters.summary()
         if self._prefetcher is not None:
             totals["wait_s"] = self._prefetcher.wait_s
+            totals["prefetcher_batches"] = self._prefetcher.batches
             totals["prefetched_batches"] = self._prefetcher.ready_batches
             totals |= in_ms([self._prefetcher.clock], [TRANSFER])
         totals |= self._loading.stats(
             self._loader.stats_counters,
             first_epoch_samples=self._first_epoch_samples,
-            has_bound=not self._with_replacement,
+            has_bound=not self.with_replacement,
         )
         return totals
 
-    def decoded_bytes(self) -> float:
-        """About what all samples would take as pixels, by a look at a few; infinite where none can be read."""
-        sizes = look_at_some(self.source.read, self.num_samples, self.transforms.max_side)
-        return sizes.decoded * self.num_samples
+    def could_keep_pixels(self, cache: Cache) -> bool:
+        """Whether a pinned store of this budget would have room for all samples as pixels; reads a few of them."""
+        return could_keep_pixels(self.source, cache, self.transforms, world_size=self._loader.order.world_size)
 
     def cache_advice(self) -> str | None:
         """What to change for more hits; None without a cache, and where nothing would help."""
@@ -308,6 +308,7 @@ def assemble(
             num_threads=num_workers * config.loader.threads_per_worker,
             queue_batches=executor.in_flight if num_workers else 0,
             prefetched_batches=0 if prefetcher is None else prefetcher.num_batches,
+            in_threads=backend is Backend.threads,
         ),
         workers=describe_workers(config.loader, num_workers, backend),
         own_transform=None if function is None else getattr(function, "__qualname__", type(function).__name__),

@@ -52,7 +52,7 @@ def look_at_some(read: Callable[[int], Sample], num_samples: int, max_side: int 
                 looked = future.result()
                 encoded.append(sample_bytes(looked.sample))
                 decoded.append(_pixel_bytes(looked.sample, max_side))
-            except (OSError, ValueError):  # the loop that wants this sample will meet the error, at its place
+            except Exception:  # the loop that wants this sample will meet the error, at its place
                 continue
             looked_at[id] = looked
     return Sizes(_mean(encoded), _mean(decoded), looked_at)

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from pipeline.cache.packed import PackedLoad
 from pipeline.cache.private_store import PrivateStore
 from pipeline.cache.settings import Kind
 from pipeline.cache.theory import bound
-from pipeline.config import Cache, CachePolicy, Preload, Transforms
+from pipeline.config import Cache, CachePolicy, ConfigError, Preload, Transforms
 from pipeline.loader.read import Decoding, TimedRead
 from pipeline.sources import Source
 from pipeline.stats import Stats
@@ -132,6 +132,30 @@ def build_loading(
     if is_preload:
         making.fill(load, store, rank)
     return Loading(load, store, is_preloaded=is_preload)
+
+
+def could_keep_pixels(source: Source, cache: Cache, transforms: Transforms, *, world_size: int = 1) -> bool:
+    """Whether `cache`, were it pinned, would have room for all of `source` as pixels; False where it is refused.
+
+    Says what `build_loading` would decide now, by the same look at a few samples.
+    """
+    rank = host_rank() if world_size > 1 else None
+    plan = StorePlan(
+        cache=replace(cache, policy=CachePolicy.pinned),
+        transforms=transforms,
+        policy=CachePolicy.pinned,
+        is_preload=False,
+        name="samples",
+        read=source.read,
+        num_samples=len(source),
+        num_stores=1 if rank is not None else num_stores_beside(world_size, rank),
+    )
+    try:
+        settings = plan.settings()
+    except ConfigError:
+        return False
+    keeps_all = settings.max_images is None or settings.max_images >= len(source)
+    return settings.kind is not Kind.encoded and keeps_all and plan.likely_bytes < settings.max_bytes
 
 
 @dataclass(frozen=True, slots=True)

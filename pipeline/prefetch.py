@@ -139,12 +139,18 @@ class _Pull:
         self.ready: SimpleQueue[_Ready | _Failed | None] = SimpleQueue()
         self._room = threading.Semaphore(num_batches)
         self._stopping = False
+        self._is_over = False
         batches, state_dict = iter(loader), getattr(loader, "state_dict", None)
         self.first_state = state_dict() if state_dict is not None else None
         self._thread = threading.Thread(
             target=self._run, args=(batches, state_dict, streams, stage, clock), name="headrace-prefetch", daemon=True
         )
         self._thread.start()
+
+    @property
+    def num_ready(self) -> int:
+        """Batches that the consumer would not wait for."""
+        return max(0, self.ready.qsize() - self._is_over)
 
     def took_one(self) -> None:
         """The consumer has room for one more."""
@@ -180,11 +186,13 @@ class _Pull:
                     if stage is not None:
                         batch = stage(batch)
                     self.ready.put(_Ready(batch, streams.record(), state))
-                clock.add(TRANSFER, time.perf_counter() - began)
+                clock.add(TRANSFER, time.perf_counter() - began, _num_samples(batch))
                 del batch
         except BaseException as error:
+            self._is_over = True
             self.ready.put(_Failed(error))
         else:
+            self._is_over = True
             self.ready.put(None)
 
 
@@ -220,9 +228,11 @@ class PrefetchLoader:
         self.device = torch.device(device)
         self.wait_s = 0.0
         self.clock = StageClock()
-        """What the thread has spent on moving batches, as the stage `transfer`."""
+        """What the thread has spent on moving batches, as the stage `transfer`: a `Batch` counts its samples."""
+        self.batches = 0
+        """Batches that the consumer was given."""
         self.ready_batches = 0
-        """Batches that were ready when one was asked for, added up."""
+        """Batches that were ready when one of these was asked for, added up."""
         self._stage = stage
         self._num_batches = num_batches
         self._streams = streams if streams is not None else streams_for(self.device)
@@ -304,7 +314,7 @@ class PrefetchLoader:
         num_batches = 0
         while pull is self._pull:
             began = time.perf_counter()
-            self.ready_batches += pull.ready.qsize()
+            num_ready = pull.num_ready
             item = pull.ready.get()
             self.wait_s += time.perf_counter() - began
             if item is None:
@@ -317,6 +327,8 @@ class PrefetchLoader:
                 finally:
                     del item  # the error's traceback refers to this frame: a cycle would keep all it holds
             pull.took_one()
+            self.batches += 1
+            self.ready_batches += num_ready
             self._streams.wait(item.event)
             map_tensors(self._keep, item.batch)
             batch, self._state = item.batch, item.state
@@ -342,6 +354,10 @@ def _length(loader: Any) -> int | None:
         return len(loader)
     except TypeError:
         return None
+
+
+def _num_samples(batch: Any) -> int:
+    return len(batch.ids) if isinstance(batch, Batch) else 1
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:

@@ -19,7 +19,7 @@ MAKING_CPU = "making_cpu"
 COLLATE = "collate"
 """All that is done for a batch besides making its samples and waiting for them."""
 TRANSFER = "transfer"
-"""Moving a batch to its device, and what is done to it there; counted in batches."""
+"""Issuing the move of a batch to its device, and what is done to it there."""
 
 
 class StageClock:
@@ -69,6 +69,8 @@ class Lanes:
     """Batches between the workers and whoever takes them, at most; 0: no workers."""
     prefetched_batches: int
     """Batches between the prefetcher's thread and the loop, at most; 0: the loop takes them from the workers."""
+    in_threads: bool = False
+    """Whether workers are threads of the loop's process, which take turns at Python."""
 
 
 class Stats:
@@ -76,6 +78,7 @@ class Stats:
 
     def __init__(self) -> None:
         self._clocks: list[StageClock] = []
+        self._owners: dict[threading.Thread, StageClock] = {}
         self._local = threading.local()
         self.batches = 0
         self.samples = 0
@@ -93,9 +96,18 @@ class Stats:
         """The calling thread's own clock; made and registered on first use."""
         clock: StageClock | None = getattr(self._local, "clock", None)
         if clock is None:
-            clock = self._local.clock = StageClock()
-            self._clocks.append(clock)  # atomic: a lock might be held by another thread when a process forks
+            clock = self._local.clock = self._of_ended_thread() or StageClock()
+            if clock not in self._clocks:
+                self._clocks.append(clock)  # atomic: a lock might be held by another thread when a process forks
+            self._owners[threading.current_thread()] = clock
         return clock
+
+    def _of_ended_thread(self) -> StageClock | None:
+        """A clock that nobody writes any more: a prefetcher has another thread every epoch."""
+        for thread in tuple(self._owners):
+            if not thread.is_alive() and (clock := self._owners.pop(thread, None)) is not None:
+                return clock
+        return None
 
     def handed_over(self, samples: int, waited_s: float, *, num_ready: int) -> None:
         """Count one batch given to the consumer, who waited `waited_s` and found `num_ready` made when it asked."""

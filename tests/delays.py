@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.build import Pipeline, build_pipeline
+from pipeline.build import build_pipeline
 from pipeline.config import TrainConfig
+from pipeline.dist import ALONE, World
 from pipeline.loader import slots
 from pipeline.prefetch import CpuStreams
 from pipeline.sources import files
@@ -84,23 +85,26 @@ def report_of(
     """Of `cfg.schedule.epochs` epochs with `stage` delayed, and a model whose step takes `compute_s`."""
     compute_s += delay_s if stage == "compute" else 0.0
     with delayed(stage or "", delay_s), build_pipeline(cfg, num_epochs=cfg.schedule.epochs) as pipeline:
-        learner = _learner(pipeline, Slow(3 * cfg.transforms.size**2, compute_s))
-        watch = StallWatch(pipeline)
+        learner = learner_for(Slow(3 * cfg.transforms.size**2, compute_s))
+        watch = StallWatch(pipeline, device=torch.device("cpu"))
         for _ in range(cfg.schedule.epochs):
-            watch.begin()
-            watch.end(train_epoch(learner, pipeline, observer=Silent(), every_steps=50), earlier=None)
+            spent = watch.begin()
+            train_epoch(learner, pipeline, observer=Silent(), every_steps=50, spent=spent)
+            watch.end(spent)
         report = watch.report(cfg)
     assert report is not None
     return report
 
 
-def _learner(pipeline: Pipeline, model: nn.Module) -> Learner:
+def learner_for(model: nn.Module, world: World = ALONE) -> Learner:
+    """Takes steps so small that nothing changes."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     return Learner(
         model=model,
         optimizer=optimizer,
         scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
         compute=Compute(device=torch.device("cpu"), amp_dtype=None, channels_last=True),
+        world=world,
     )
 
 

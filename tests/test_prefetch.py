@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -156,6 +157,27 @@ def test_breaking_off_ends_the_thread_at_the_next_epoch_or_at_close() -> None:
         assert {thread.name for thread in worker_threads()} == {"headrace-worker-0"}
         with pytest.raises(RuntimeError, match="close"):
             iter(loader)
+
+
+def test_what_ends_an_epoch_is_no_batch_that_was_ready() -> None:
+    with PrefetchLoader([torch.zeros(1)] * 3, "cpu", num_batches=4) as loader:
+        batches = iter(loader)
+        for thread in threading.enumerate():
+            if thread.name == "headrace-prefetch":
+                thread.join()
+        assert len(list(batches)) == 3
+        assert (loader.batches, loader.ready_batches) == (3, 3 + 2 + 1)
+
+
+def test_an_epoch_more_is_no_clock_more() -> None:
+    with make_loader(FakeSample(), num_workers=0) as inner, PrefetchLoader(inner, "cpu") as loader:
+        stats = inner.stats_counters
+        num_clocks = []
+        for _ in range(4):
+            assert len(list(loader)) == 5
+            num_clocks.append(len(stats._clocks))
+    assert num_clocks == num_clocks[:1] * 4
+    assert stats.summary()["collate_count"] == 4 * 20
 
 
 def test_a_second_live_iterator_is_refused() -> None:

@@ -131,6 +131,7 @@ def test_a_signal_saves_a_checkpoint_and_prints_the_command_that_continues_it(
     assert line.startswith(f"{name}: saved checkpoints/last.pt at step 4; continue with: python {ROOT}/train.py ")
     assert line.endswith("resume=auto" if by else f"resume={run_dir.relative_to(tmp_path)}")
     assert (summary(run_dir)["status"], summary(run_dir)["steps"]) == ("stopped", 4)
+    assert summary(run_dir)["stalls"]["overhead_parts_s"]["saving"] > 0
 
     again = shlex.split(line.partition("continue with: python ")[2])
     finished = run([sys.executable, *again], cwd=tmp_path, faults=faults)

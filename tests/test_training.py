@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pipeline.cache.theory import advice
 from pipeline.config import (
+    Cache,
     CachePolicy,
     ConfigError,
     Data,
@@ -34,6 +35,7 @@ from pipeline.config import (
     Transforms,
 )
 from pipeline.dist import ALONE
+from pipeline.stalls import SAVING
 from pipeline.stats import Lanes, Stats
 from pipeline.training import build as build_module
 from pipeline.training import fit as fit_module
@@ -45,6 +47,7 @@ from pipeline.training.environment import commit, plain
 from pipeline.training.evaluate import evaluate
 from pipeline.training.learner import Learner
 from pipeline.training.loop import Totals, train_epoch
+from pipeline.training.loop_clock import LoopClock
 from pipeline.training.metrics import EpochMetrics, RunRecord
 from pipeline.training.optim import build_optimizer
 from pipeline.training.progress import Progress, closing_lines
@@ -76,6 +79,7 @@ class ListPipeline:
         self.source = SimpleNamespace(labels=np.concatenate([np.empty(0, np.int64), *labels]), class_names=class_names)
         self.num_samples = len(self.source.labels)
         self.num_workers = 0
+        self.with_replacement = False
         self.workers, self.keeps = "no workers", None
         self.lanes = Lanes(num_threads=0, queue_batches=0, prefetched_batches=0)
         self.epoch = 0
@@ -101,8 +105,9 @@ class ListPipeline:
     def stats(self) -> dict[str, float]:
         return self._counts.summary() | {"cache_hit_pct": 25.0, "cache_bound_pct": 30.0}
 
-    def decoded_bytes(self) -> float:
-        return 1.0
+    def could_keep_pixels(self, cache: Cache) -> bool:
+        del cache
+        return False
 
     def _hand_over(self, batch: Pair) -> Pair:
         self._counts.handed_over(len(batch[1]), 0.0, num_ready=0)
@@ -418,7 +423,7 @@ def test_the_time_of_an_epoch_goes_to_the_loader_or_to_the_model(
 
     learner = linear_learner()
     learner.model.register_forward_hook(spend)
-    totals = train_epoch(learner, SlowLoader(), observer=Silent(), every_steps=50, clock=clock)
+    totals = train_epoch(learner, SlowLoader(), observer=Silent(), every_steps=50, spent=LoopClock(clock))
     assert totals.data_wait_pct == pytest.approx(data_wait_pct)
     assert totals.wall_s == pytest.approx(start_s + 4 * (load_s + step_s))
     assert totals.first_batch_s == pytest.approx(start_s + load_s)
@@ -447,11 +452,17 @@ def test_waiting_computing_and_what_stands_beside_are_measured_apart_and_add_up(
 
     learner = linear_learner()
     learner.model.register_forward_hook(lambda *_: spend(4.0) or None)
-    totals = train_epoch(
-        learner, batches(), observer=Slow(), every_steps=1, after_batch=lambda _: spend(2.0), clock=clock
-    )
-    assert (totals.wait_s, totals.compute_s, totals.overhead_s) == (4.0, 16.0, 4 * 2.75)
-    assert totals.wall_s == 31.0
+    spent = LoopClock(clock)
+
+    def after_batch(totals: object) -> bool:
+        spend(2.0)
+        spent.lap(SAVING)
+        return spend(0.5)
+
+    totals = train_epoch(learner, batches(), observer=Slow(), every_steps=1, after_batch=after_batch, spent=spent)
+    assert spent.wait_s == 4.0
+    assert spent.lap_s == {"compute": 16.0, "transfer": 0.0, "saving": 8.0, "ranks": 0.0, "overhead": 4 * 1.25}
+    assert (spent.wall_s, totals.wall_s, totals.wait_s) == (33.0, 33.0, 4.0)
 
 
 def test_the_loss_and_top1_of_an_epoch_weigh_every_sample_equally() -> None:

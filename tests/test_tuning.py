@@ -27,17 +27,10 @@ def served(
     costs = Costs(
         num_samples=1000,
         num_batches=10,
-        num_ahead=0,
         wall_s=1.0,
         wait_s=1.0,
-        first_batch_s=0.0,
-        compute_s=0.0,
-        overhead_s=0.0,
         cpu_s=1.0,
         sample_s={stage: spent / 1e3 for stage, spent in {**stages, "busy": busy, "making_cpu": busy}.items()},
-        num_calls=0,
-        queue_pct=None,
-        prefetch_pct=None,
     )
     return Served(
         costs=costs,

@@ -11,7 +11,7 @@ from pipeline.bench.result import greatest
 from pipeline.config import BenchConfig, ConfigError, PreloadMode
 from pipeline.config.bench import ContenderName
 from pipeline.sources import Source
-from pipeline.training.loop import Clock
+from pipeline.training.loop_clock import Clock
 
 
 class Files:

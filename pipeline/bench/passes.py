@@ -18,7 +18,7 @@ from pipeline.config import BenchConfig
 from pipeline.sources import Source
 from pipeline.training.build import build_compute, build_learner
 from pipeline.training.checks import check_last_batch, num_classes_of
-from pipeline.training.loop import Clock, WaitTimer
+from pipeline.training.loop_clock import Clock, WaitTimer
 
 Take = Callable[[Any, Any], object]
 """What the loop does with a batch's images and labels."""

@@ -19,7 +19,7 @@ from pipeline.decode import Scratch, decode, inspect
 from pipeline.machine import num_cores
 from pipeline.sampler import Sampler
 from pipeline.sources import Source
-from pipeline.training.loop import Clock
+from pipeline.training.loop_clock import Clock
 
 LIMIT_S = 3.0
 """A reference's pass ends then, however many batches a timed pass has."""

@@ -33,7 +33,7 @@ from pipeline.sources import Source
 from pipeline.training.build import choose_num_threads
 from pipeline.training.compute import choose_device
 from pipeline.training.environment import commit, host, plain, versions
-from pipeline.training.loop import Clock
+from pipeline.training.loop_clock import Clock
 from pipeline.training.replacing import replace_json
 
 WARMUP_BATCHES = 10

@@ -1,20 +1,21 @@
 """What bounds an epoch, and how fast it should have been by the costs of its stages.
 
-Workers, the prefetcher's thread and the loop go on at the same time, so that the slowest of them sets the pace: the
-bottleneck law of operational analysis (Denning and Buzen, "The operational analysis of queueing network models",
-Computing Surveys 10, 1978). What one of them does, it does one thing after another.
+Workers, the prefetcher's thread, the loop and its device go on at the same time, so that the slowest of them sets the
+pace: the bottleneck law of operational analysis (Denning and Buzen, "The operational analysis of queueing network
+models", Computing Surveys 10, 1978). What one of them does, it does one thing after another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
-from pipeline.stalls.costs import Costs
+from pipeline.stalls.costs import COMPUTE, LOOP_KINDS, Costs
 from pipeline.stats import BUSY, COLLATE, STAGES, TRANSFER, Lanes
 
-COMPUTE, OVERHEAD, BESIDE = "compute", "overhead", "beside"
+PYTHON = "python"
+"""What a worker does for a sample beside its stages."""
 
 
 class Lane(StrEnum):
@@ -23,6 +24,7 @@ class Lane(StrEnum):
     workers = "workers"
     prefetcher = "prefetcher"
     loop = "loop"
+    device = "device"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +38,12 @@ class Bound:
 
 def parts_of(costs: Costs, lanes: Lanes) -> dict[Lane, dict[str, float]]:
     """Seconds a sample of each lane, by stage; workers share theirs out."""
-    num_samples = max(1, costs.num_samples)
-    making = _making(costs.sample_s)
+    making = {stage: costs.sample_s[stage] for stage in STAGES} | {PYTHON: python_s(costs.sample_s)}
     parts: dict[Lane, dict[str, float]] = {
+        Lane.loop: _between_batches(costs),
         Lane.workers: {},
         Lane.prefetcher: {},
-        Lane.loop: {COMPUTE: costs.compute_s / num_samples, OVERHEAD: costs.overhead_s / num_samples},
+        Lane.device: {},
     }
     taker = Lane.prefetcher if lanes.prefetched_batches else Lane.loop
     if lanes.num_threads:
@@ -50,7 +52,9 @@ def parts_of(costs: Costs, lanes: Lanes) -> dict[Lane, dict[str, float]]:
         parts[taker] |= making
     parts[taker][COLLATE] = costs.sample_s[COLLATE]
     if lanes.prefetched_batches:
-        parts[taker][TRANSFER] = costs.sample_s[TRANSFER]
+        parts[Lane.prefetcher][TRANSFER] = costs.sample_s[TRANSFER]
+    if costs.device_s is not None:
+        parts[Lane.device] = {COMPUTE: costs.device_s / max(1, costs.num_samples)}
     return parts
 
 
@@ -72,16 +76,15 @@ def predicted_s(costs: Costs, lanes: Lanes) -> float:
     num_later = max(0.0, costs.num_samples - a_batch)
     num_to_make = max(0.0, num_later - max(0.0, costs.num_ahead - a_batch))
     slowest_s = max(
-        num_later * pace_s[Lane.loop], num_later * pace_s[Lane.prefetcher], num_to_make * pace_s[Lane.workers]
+        num_to_make * lane_s if lane is Lane.workers else num_later * lane_s for lane, lane_s in pace_s.items()
     )
-    return costs.first_batch_s + slowest_s + a_batch * pace_s[Lane.loop]
+    return costs.first_batch_s + slowest_s + a_batch * sum(_between_batches(costs).values())
 
 
-def with_threads(lanes: Lanes, num_threads: int) -> Lanes:
-    """The same lanes with another number of threads that make samples."""
-    return replace(lanes, num_threads=num_threads)
+def python_s(sample_s: Mapping[str, float]) -> float:
+    """Seconds a sample that a worker spends beside its stages."""
+    return max(0.0, sample_s[BUSY] - sum(sample_s[stage] for stage in STAGES))
 
 
-def _making(sample_s: Mapping[str, float]) -> dict[str, float]:
-    stages = {stage: sample_s[stage] for stage in STAGES}
-    return stages | {BESIDE: max(0.0, sample_s[BUSY] - sum(stages.values()))}
+def _between_batches(costs: Costs) -> dict[str, float]:
+    return {kind: costs.loop_s[kind] / max(1, costs.num_samples) for kind in LOOP_KINDS}

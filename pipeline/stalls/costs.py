@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from timeit import timeit
 
 import psutil
@@ -13,14 +13,12 @@ import psutil
 from pipeline.stats import BUSY, COLLATE, MAKING_CPU, STAGES, TRANSFER, StageClock
 
 COUNTED = (*STAGES, BUSY, MAKING_CPU, COLLATE, TRANSFER)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moment:
-    """What a pipeline's `stats()` said, and the processor time of the program, at one moment of a run."""
-
-    stats: Mapping[str, float]
-    cpu_s: float
+COMPUTE, SAVING, RANKS, OVERHEAD = "compute", "saving", "ranks", "overhead"
+LOOP_KINDS = (COMPUTE, TRANSFER, SAVING, RANKS, OVERHEAD)
+"""What a loop does between two batches: steps, moving a batch that no prefetcher has moved, checkpoints, waiting for
+other ranks, and all else."""
+_LOOKS_A_BATCH = 8
+"""Pairs of looks at a clock that the loop, the loader and the prefetcher take for a batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,59 +26,76 @@ class Costs:
     """Of one epoch of training, or of a part of it, on one rank.
 
     Attributes:
-        num_samples: samples that the loop had.
+        num_samples: samples that the loop had, of this rank.
         num_batches: batches of them.
         num_ahead: samples that were made before the epoch began.
-        wall_s: the epoch's time, of which `wait_s` went to waiting for data, `first_batch_s` of it for the first batch,
-            `compute_s` to steps, and `overhead_s` to what stands beside both. Each is measured for itself.
+        wall_s: the epoch's time, of which `wait_s` went to waiting for data, `first_batch_s` of it for the first batch
+            of each part, and `loop_s` to the kinds of `LOOP_KINDS`. Each is measured for itself.
+        device_s: what a device that is not the CPU spent on steps; None: the CPU takes them.
         cpu_s: processor time of this process and its worker processes.
         sample_s: seconds a sample by stage, of the thread that does it: `read`, `decode`, `transform`, `busy` (all of
-            them and what lies between), `making_cpu` (its processor time), `collate`, `transfer`.
-        num_calls: how often a clock was read for this.
+            them and what lies between), `making_cpu` (its processor time), `collate`, `transfer` (a prefetcher's).
+        measuring_s: seconds that it took to know all this.
         queue_pct: how full the queue of finished batches was when one was asked for; None: there is none.
         prefetch_pct: the same of the prefetcher's.
     """
 
     num_samples: int
     num_batches: int
-    num_ahead: int
+    num_ahead: int = 0
     wall_s: float
-    wait_s: float
-    first_batch_s: float
-    compute_s: float
-    overhead_s: float
+    wait_s: float = 0.0
+    first_batch_s: float = 0.0
+    loop_s: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(LOOP_KINDS, 0.0))
+    device_s: float | None = None
     cpu_s: float
     sample_s: Mapping[str, float]
-    num_calls: int
-    queue_pct: float | None
-    prefetch_pct: float | None
+    measuring_s: float = 0.0
+    queue_pct: float | None = None
+    prefetch_pct: float | None = None
+
+    @property
+    def making_cpu_s(self) -> float:
+        """Processor time of making the samples."""
+        return self.sample_s[MAKING_CPU] * self.num_samples
+
+    @property
+    def other_cpu_s(self) -> float:
+        """Processor time of all that makes no samples."""
+        return max(0.0, self.cpu_s - self.making_cpu_s)
 
 
-def stage_costs(begin: Mapping[str, float], end: Mapping[str, float]) -> tuple[dict[str, float], int]:
-    """Seconds a sample by stage between two `stats()` of a pipeline, and how often a clock was read for them.
+def stage_costs(begin: Mapping[str, float], end: Mapping[str, float]) -> dict[str, float]:
+    """Seconds a sample by stage between two `stats()` of a pipeline.
 
-    A stage that some samples need not go through (a cache had them) is spread over all: workers made `busy_count`, and
-    the loop was handed `samples`.
+    A stage that some samples need not go through (a cache had them) is spread over all that were made, which `busy`
+    counts; what is done for a batch, over the samples that it was done for.
     """
-    num_made, num_handed = (max(1.0, end.get(key, 0) - begin.get(key, 0)) for key in (f"{BUSY}_count", "samples"))
+    num_made = max(1.0, _count(begin, end, BUSY))
     costs = {}
-    num_calls = 0.0
     for stage in COUNTED:
-        spent_s = _spent_s(end, stage) - _spent_s(begin, stage)
-        costs[stage] = spent_s / (num_handed if stage in (COLLATE, TRANSFER) else num_made)
-        num_calls += end.get(f"{stage}_count", 0) - begin.get(f"{stage}_count", 0)
-    return costs, int(num_calls)
+        num_samples = max(1.0, _count(begin, end, stage)) if stage in (COLLATE, TRANSFER) else num_made
+        costs[stage] = (_spent_s(end, stage) - _spent_s(begin, stage)) / num_samples
+    return costs
 
 
-def cost_of_a_call_s() -> float:
-    """Seconds that counting one sample's stage takes: two looks at the clock and their entry."""
-    clock, num_calls = StageClock(), 2000
+def clocking_s(begin: Mapping[str, float], end: Mapping[str, float]) -> float:
+    """Seconds that the looks at clocks between two `stats()` took: how many, times what one costs here."""
+    of_wall, of_cpu = (cost_of_a_look_s(clock) for clock in (time.perf_counter, time.thread_time))
+    num_looks = sum(_count(begin, end, stage) for stage in (*STAGES, BUSY))
+    num_batches = end.get("batches", 0) - begin.get("batches", 0)
+    return (num_looks + _LOOKS_A_BATCH * num_batches) * of_wall + _count(begin, end, MAKING_CPU) * of_cpu
+
+
+def cost_of_a_look_s(clock: Callable[[], float]) -> float:
+    """Seconds that counting one sample's stage takes: two looks at `clock` and their entry."""
+    stages, num_looks = StageClock(), 2000
 
     def count() -> None:
-        began = time.perf_counter()
-        clock.add(BUSY, time.perf_counter() - began)
+        began = clock()
+        stages.add(BUSY, clock() - began)
 
-    return timeit(count, number=num_calls) / num_calls
+    return timeit(count, number=num_looks) / num_looks
 
 
 def cpu_s_of_program() -> float:
@@ -92,6 +107,10 @@ def cpu_s_of_program() -> float:
         except psutil.Error:  # it ended meanwhile
             continue
     return total_s
+
+
+def _count(begin: Mapping[str, float], end: Mapping[str, float], stage: str) -> float:
+    return end.get(f"{stage}_count", 0) - begin.get(f"{stage}_count", 0)
 
 
 def _spent_s(stats: Mapping[str, float], stage: str) -> float:

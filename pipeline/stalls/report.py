@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import TrainConfig
-from pipeline.stalls.advice import KEEP_PIXELS, Advice, Machine, advise
-from pipeline.stalls.bound import Bound, find_bound, predicted_s
-from pipeline.stalls.costs import COUNTED, Costs, cost_of_a_call_s
+from pipeline.stalls.advice import KEEP_PIXELS, NAMES, Advice, Machine, advise
+from pipeline.stalls.bound import PYTHON, Bound, find_bound, predicted_s, python_s
+from pipeline.stalls.costs import COMPUTE, COUNTED, LOOP_KINDS, Costs
 from pipeline.stats import BUSY, MAKING_CPU, Lanes
-
-NAMES = {
-    "read": "storage",
-    "decode": "decode",
-    "transform": "transforms",
-    "collate": "collating",
-    "transfer": "transfer",
-    "compute": "compute",
-    "overhead": "what stands beside the steps",
-    "beside": "Python between the stages",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StallReport:
-    """Of the epochs of a run, on one rank.
+    """Of the epochs of a run, on one rank: of several, the one that waited most for data.
 
     `costs` are all of them added up, `bound` is what bounded them for most of the time, `predicted_per_sec` the samples
     a second that their costs make, beside `measured_per_sec`.
@@ -40,8 +29,8 @@ class StallReport:
     predicted_per_sec: float
     measured_per_sec: float
     num_cores: int
+    rank: int
     num_ranks: int
-    measuring_pct: float
 
     def numbers(self) -> dict[str, Any]:
         """For `summary.json`: shares of the training time in per cent, milliseconds a sample of one thread."""
@@ -56,17 +45,21 @@ class StallReport:
             "measured_samples_per_sec": self.measured_per_sec,
             "wall_s": costs.wall_s,
             "wait_s": costs.wait_s,
-            "compute_s": costs.compute_s,
-            "overhead_s": costs.overhead_s,
-            "first_batch_s": costs.first_batch_s,
-            "stages_ms": {stage: 1e3 * costs.sample_s[stage] for stage in COUNTED if stage != MAKING_CPU},
+            "compute_s": costs.loop_s[COMPUTE],
+            "overhead_s": self._overhead_s,
+            "overhead_parts_s": self._overhead_parts_s,
+            "device_s": costs.device_s,
+            "first_batches_s": costs.first_batch_s,
+            "stages_ms": {stage: 1e3 * spent_s for stage, spent_s in self._stages_s.items()},
+            "worker_ms": 1e3 * costs.sample_s[BUSY],
             "loader_cpu_ms": 1e3 * costs.sample_s[MAKING_CPU],
-            "other_cpu_ms": 1e3 * self._other_cpu_s,
+            "other_cpu_ms": 1e3 * costs.other_cpu_s / costs.num_samples,
             "workers_busy_pct": self._workers_busy_pct,
             "queue_pct": costs.queue_pct,
             "prefetch_queue_pct": costs.prefetch_pct,
-            "cpu_busy_pct": 100 * costs.cpu_s / (costs.wall_s * self.num_cores),
-            "measuring_pct": self.measuring_pct,
+            "cpu_busy_pct": min(100.0, 100 * costs.cpu_s / (costs.wall_s * self.num_cores)),
+            "measuring_pct": 100 * costs.measuring_s / costs.wall_s,
+            "rank": self.rank,
             "num_ranks": self.num_ranks,
         }
 
@@ -74,18 +67,14 @@ class StallReport:
         """For people, of at most 100 columns."""
         costs = self.costs
         wait_pct, compute_pct, overhead_pct = (
-            100 * spent_s / costs.wall_s for spent_s in (costs.wait_s, costs.compute_s, costs.overhead_s)
+            100 * spent_s / costs.wall_s for spent_s in (costs.wait_s, costs.loop_s[COMPUTE], self._overhead_s)
         )
         busy = "" if self._workers_busy_pct is None else f", workers busy {self._workers_busy_pct:.0f} %"
         queue = "" if costs.queue_pct is None else f", their queue {costs.queue_pct:.0f} % full"
-        stages = ", ".join(
-            f"{stage} {1e3 * costs.sample_s[stage]:.2f}"
-            for stage in COUNTED
-            if stage not in (BUSY, MAKING_CPU) and costs.sample_s[stage]
-        )
+        stages = ", ".join(f"{stage} {1e3 * spent_s:.2f}" for stage, spent_s in self._stages_s.items() if spent_s)
         helps = self.advice.why
         if self.advice.override is not None:
-            when = " from the second epoch on" if self.advice.override == KEEP_PIXELS else ""
+            when = " once it is full" if self.advice.override == KEEP_PIXELS else ""
             helps = f"{self.advice.override} would help: up to {self.advice.speedup:.1f} times as fast{when}"
         return [
             f"  data-wait  {wait_pct:.1f} % of the training time; compute {compute_pct:.1f} %, "
@@ -95,18 +84,29 @@ class StallReport:
             f"{self.measured_per_sec:.0f} measured{self._whose}",
             f"  stages     {stages} ms an image",
             f"  cpu        {1e3 * costs.sample_s[MAKING_CPU]:.2f} ms an image in the loader's workers, "
-            f"{1e3 * self._other_cpu_s:.2f} in the model and all else",
+            f"{1e3 * costs.other_cpu_s / costs.num_samples:.2f} in the model and all else",
             f"  advice     {helps}",
         ]
 
     @property
     def _whose(self) -> str:
-        return "" if self.num_ranks == 1 else f" in the first of {self.num_ranks} ranks"
+        return "" if self.num_ranks == 1 else f" in rank {self.rank} of {self.num_ranks}, which waits most"
 
     @property
-    def _other_cpu_s(self) -> float:
-        """Processor time a sample of all that makes no samples."""
-        return max(0.0, self.costs.cpu_s / self.costs.num_samples - self.costs.sample_s[MAKING_CPU])
+    def _stages_s(self) -> dict[str, float]:
+        """Seconds a sample by stage, what lies between them among them."""
+        sample_s = self.costs.sample_s
+        return {stage: sample_s[stage] for stage in COUNTED if stage not in (BUSY, MAKING_CPU)} | {
+            PYTHON: python_s(sample_s)
+        }
+
+    @property
+    def _overhead_parts_s(self) -> dict[str, float]:
+        return {kind: self.costs.loop_s[kind] for kind in LOOP_KINDS if kind != COMPUTE}
+
+    @property
+    def _overhead_s(self) -> float:
+        return sum(self._overhead_parts_s.values())
 
     @property
     def _workers_busy_pct(self) -> float | None:
@@ -117,7 +117,13 @@ class StallReport:
 
 
 def explain(
-    epochs: Sequence[Costs], lanes: Lanes, config: TrainConfig, machine: Machine, *, num_ranks: int = 1
+    epochs: Sequence[Costs],
+    lanes: Lanes,
+    config: TrainConfig,
+    machine: Machine,
+    *,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> StallReport | None:
     """The report of epochs that were trained; None where there is no sample in them."""
     epochs = [costs for costs in epochs if costs.num_samples and costs.wall_s > 0]
@@ -131,7 +137,6 @@ def explain(
     # The advice is for the epochs that are like the most: a cache's first one is like no other.
     like_it = [costs for bound, costs in zip(bounds, epochs, strict=True) if (bound.lane, bound.stage) == chosen]
     total = add_up(epochs)
-    num_calls = sum(costs.num_calls for costs in epochs)
     return StallReport(
         costs=total,
         lanes=lanes,
@@ -140,8 +145,8 @@ def explain(
         predicted_per_sec=total.num_samples / sum(predicted_s(costs, lanes) for costs in epochs),
         measured_per_sec=total.num_samples / total.wall_s,
         num_cores=machine.num_cores,
+        rank=rank,
         num_ranks=num_ranks,
-        measuring_pct=100 * num_calls * cost_of_a_call_s() / total.wall_s,
     )
 
 
@@ -149,25 +154,23 @@ def add_up(epochs: Sequence[Costs]) -> Costs:
     """The costs of all `epochs` together, each a mean by samples or a sum."""
     num_samples = sum(costs.num_samples for costs in epochs)
 
-    def mean(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        return {
-            stage: sum(v[stage] * costs.num_samples for v, costs in zip(values, epochs, strict=True)) / num_samples
-            for stage in COUNTED
-        }
+    def mean(stage: str) -> float:
+        return sum(costs.sample_s[stage] * costs.num_samples for costs in epochs) / num_samples
 
     def mean_pct(name: str) -> float | None:
         known = [(getattr(costs, name), costs.num_samples) for costs in epochs if getattr(costs, name) is not None]
         return sum(pct * number for pct, number in known) / sum(number for _, number in known) if known else None
 
-    sums = {
-        name: sum(getattr(costs, name) for costs in epochs)
-        for name in ("num_batches", "num_ahead", "wall_s", "wait_s", "compute_s", "overhead_s", "cpu_s", "num_calls")
-    }
-    return replace(
-        epochs[0],
+    on_device = [costs.device_s for costs in epochs if costs.device_s is not None]
+    return Costs(
         num_samples=num_samples,
-        sample_s=mean([costs.sample_s for costs in epochs]),
+        loop_s={kind: sum(costs.loop_s[kind] for costs in epochs) for kind in LOOP_KINDS},
+        device_s=sum(on_device) if on_device else None,
+        sample_s={stage: mean(stage) for stage in COUNTED},
         queue_pct=mean_pct("queue_pct"),
         prefetch_pct=mean_pct("prefetch_pct"),
-        **sums,
+        **{name: sum(getattr(costs, name) for costs in epochs) for name in _SUMS},
     )
+
+
+_SUMS = ("num_batches", "num_ahead", "wall_s", "wait_s", "first_batch_s", "cpu_s", "measuring_s")

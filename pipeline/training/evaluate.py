@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from pipeline.dist import ALONE, World
 from pipeline.training.compute import Compute
-from pipeline.training.loop import Clock
+from pipeline.training.loop_clock import Clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.build import Pipeline
 from pipeline.config import TrainConfig
+from pipeline.stalls import SAVING
 from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.evaluate import evaluate
 from pipeline.training.learner import Learner
@@ -139,12 +140,14 @@ class Fit:
             if self.stop.is_asked or self._is_at_max_steps:
                 return True
             if self._is_time_to_save:
-                self._save(LAST, self._state(epoch, unfinished=totals()))
+                state = self._state(epoch, unfinished=totals())
+                self._save(LAST, state)
+                spent.lap(SAVING)
             return False
 
         num_done = earlier.num_batches if earlier is not None else 0
         progress.start_epoch(epoch, num_batches=len(self.train_pipeline), num_done=num_done)
-        self.stalls.begin()
+        spent = self.stalls.begin()
         try:
             trained = train_epoch(
                 self.learner,
@@ -153,10 +156,11 @@ class Fit:
                 every_steps=self.cfg.logger.every_steps,
                 earlier=earlier,
                 after_batch=after_batch,
+                spent=spent,
             )
         finally:
             progress.close()
-        self.stalls.end(trained, earlier=earlier)
+        self.stalls.end(spent)
         self._draw_sheet()  # of a short epoch, or of one that was cut short
         return trained
 

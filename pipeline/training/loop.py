@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,11 +11,11 @@ import torch
 from torch import Tensor
 
 from pipeline.dist import World
+from pipeline.stalls import OVERHEAD, RANKS
+from pipeline.stats import TRANSFER
 from pipeline.training.learner import Learner
+from pipeline.training.loop_clock import LoopClock
 from pipeline.training.stopping import RunError
-
-Clock = Callable[[], float]
-"""Seconds from any fixed moment, like `time.perf_counter`."""
 
 
 class Observer(Protocol):
@@ -43,8 +42,6 @@ class Totals:
         wall_s: from asking for the first batch to the end of the last step, on the device, with the checkpoints saved
             in between; without the time between an interruption and the next part's beginning.
         wait_s: the part of `wall_s` spent in `iter()` and `next()` of the loader.
-        compute_s: the part spent in steps, and in waiting for the device to end them.
-        overhead_s: the part spent beside both: on progress, loggers, checkpoints, and other ranks' counts.
         first_batch_s: the first such wait of the epoch, with the start of the loader's workers in it.
     """
 
@@ -56,8 +53,6 @@ class Totals:
     num_batches: int = 0
     wall_s: float = 0.0
     wait_s: float = 0.0
-    compute_s: float = 0.0
-    overhead_s: float = 0.0
     first_batch_s: float = math.nan
 
     @property
@@ -93,90 +88,52 @@ def train_epoch(
     every_steps: int,
     earlier: Totals | None = None,
     after_batch: AfterBatch | None = None,
-    clock: Clock = time.perf_counter,
+    spent: LoopClock | None = None,
 ) -> Totals:
     """Trains on every batch once, or until `after_batch` says so, and gives the epoch's totals.
 
     `earlier` are the totals of the part of the epoch that came before `batches`. A global batch that
     `data.on_error=skip` emptied takes no step: its gradient is zero, its mean loss undefined. Every rank has as many
-    batches.
+    batches. `spent`, a new clock, is for the caller to read afterwards.
 
     Raises:
         RunError: the loss is not finite.
         RuntimeError: there was not one sample in the whole epoch.
     """
     learner.model.train()
-    timer, laps = WaitTimer(batches, clock), _Laps(clock)
-    tally = _Tally(earlier or Totals(lr=learner.lr), timer, laps, clock, learner.world)
-    for images, labels in timer:
-        laps.begin()
+    spent = spent or LoopClock()
+    tally = _Tally(earlier or Totals(lr=learner.lr), spent, learner.world)
+    is_over = False
+    for images, labels in spent.watch(batches):
         observer.advance()
         tally.num_batches += 1
+        spent.lap(OVERHEAD)
         num_samples = int(learner.world.sum(torch.tensor(len(labels))))
+        spent.lap(RANKS)
         if num_samples > 0:
-            lr = learner.lr
-            laps.end_overhead()
-            loss, num_right = learner.step(images, labels, num_samples=num_samples)
-            laps.end_compute()
-            tally.add(learner.num_steps, lr, len(labels), loss, num_right)
+            _step(learner, images, labels, num_samples, tally, spent)
             if learner.num_steps % every_steps == 0:
                 observer.show(tally.totals())
+        spent.lap(OVERHEAD)
         is_over = after_batch is not None and after_batch(tally.totals)
-        laps.end_overhead()
+        spent.lap(OVERHEAD)
         if is_over:
-            return tally.totals()
-    laps.begin()
+            break
     totals = tally.totals()
-    if totals.num_samples == 0:
+    spent.end()
+    if totals.num_samples == 0 and not is_over:
         raise RuntimeError("no sample to train on: data.on_error=skip left every batch empty; see quarantine.csv")
     return totals
 
 
-class WaitTimer:
-    """Iterates over batches and adds up the seconds spent in their `iter()` and `next()`."""
-
-    def __init__(self, batches: Iterable[tuple[Tensor, Tensor]], clock: Clock) -> None:
-        self.wait_s = 0.0
-        self.first_batch_s = math.nan
-        self._batches = batches
-        self._clock = clock
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        asked_s = self._clock()
-        iterator = iter(self._batches)
-        while True:
-            batch = next(iterator, None)
-            waited_s = self._clock() - asked_s
-            self.wait_s += waited_s
-            if batch is None:
-                return
-            if math.isnan(self.first_batch_s):
-                self.first_batch_s = waited_s
-            yield batch
-            asked_s = self._clock()
-
-
-class _Laps:
-    """Seconds of the loop between two waits for data, by what they went to."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.compute_s = 0.0
-        self.overhead_s = 0.0
-        self._clock = clock
-        self._began_s = clock()
-
-    def begin(self) -> None:
-        self._began_s = self._clock()
-
-    def end_compute(self) -> None:
-        self.compute_s += self._lap_s()
-
-    def end_overhead(self) -> None:
-        self.overhead_s += self._lap_s()
-
-    def _lap_s(self) -> float:
-        began_s, self._began_s = self._began_s, self._clock()
-        return self._began_s - began_s
+def _step(learner: Learner, images: Tensor, labels: Tensor, num_samples: int, tally: _Tally, spent: LoopClock) -> None:
+    images, labels = learner.compute.place(images, labels)  # here, where its time can be told from the step's
+    spent.lap(TRANSFER)
+    lr = learner.lr
+    spent.begin_step()
+    loss, num_right = learner.step(images, labels, num_samples=num_samples)
+    spent.end_step()
+    tally.add(learner.num_steps, lr, len(labels), loss, num_right)
 
 
 class _Tally:
@@ -185,7 +142,7 @@ class _Tally:
     `totals` is for all ranks at the same step.
     """
 
-    def __init__(self, earlier: Totals, timer: WaitTimer, laps: _Laps, clock: Clock, world: World) -> None:
+    def __init__(self, earlier: Totals, spent: LoopClock, world: World) -> None:
         self.num_batches = earlier.num_batches
         self._world = world
         self._earlier = earlier
@@ -193,10 +150,7 @@ class _Tally:
         self._num_right = earlier.num_right
         self._num_samples = earlier.num_samples
         self._num_steps = earlier.num_steps
-        self._timer = timer
-        self._laps = laps
-        self._clock = clock
-        self._start_s = clock()
+        self._spent = spent
         self._pending: list[tuple[int, float, int]] = []
         self._pending_losses: list[Tensor] = []
         self._pending_right: list[Tensor] = []
@@ -208,12 +162,14 @@ class _Tally:
 
     def totals(self) -> Totals:
         self._collect()
-        earlier, timer, laps = self._earlier, self._timer, self._laps
-        first_batch_s = timer.first_batch_s if math.isnan(earlier.first_batch_s) else earlier.first_batch_s
-        mine = (timer.wait_s, self._clock() - self._start_s, laps.compute_s, laps.overhead_s)
-        # One rank's, so that they add up: the others wait for it where gradients meet, which is compute to them.
-        every = self._world.gather(torch.tensor(mine, dtype=torch.float64))
-        wait_s, wall_s, compute_s, overhead_s = max(row.tolist() for row in every)
+        earlier, spent = self._earlier, self._spent
+        first_batch_s = spent.first_batch_s if math.isnan(earlier.first_batch_s) else earlier.first_batch_s
+        spent.lap(OVERHEAD)
+        # One rank's, so that they belong together.
+        every = self._world.gather(torch.tensor((spent.wait_s, spent.wall_s), dtype=torch.float64))
+        wait_s, wall_s = max(row.tolist() for row in every)
+        first_batch_s = self._world.greatest(first_batch_s)
+        spent.lap(RANKS)
         return Totals(
             lr=earlier.lr,
             loss_sum=self._loss_sum,
@@ -223,21 +179,20 @@ class _Tally:
             num_batches=self.num_batches,
             wall_s=earlier.wall_s + wall_s,
             wait_s=earlier.wait_s + wait_s,
-            compute_s=earlier.compute_s + compute_s,
-            overhead_s=earlier.overhead_s + overhead_s,
-            first_batch_s=self._world.greatest(first_batch_s),
+            first_batch_s=first_batch_s,
         )
 
     def _collect(self) -> None:
         if not self._pending:
             return
-        self._laps.end_overhead()
+        self._spent.lap(OVERHEAD)
         # Waits for the device: only every `every_steps` steps, for a checkpoint, and at the end of an epoch.
         means = torch.stack(self._pending_losses).to("cpu", torch.float64)
         num_right = torch.stack(self._pending_right).to("cpu", torch.float64)
-        self._laps.end_compute()
+        self._spent.end_waiting_for_device()
         counts = torch.tensor([num_samples for _, _, num_samples in self._pending], dtype=torch.float64)
         sums = self._world.sum(torch.stack([means * counts, num_right, counts])).T.tolist()
+        self._spent.lap(RANKS)
         # One by one, in order: the sum is then the same whenever it is asked for, to the bit.
         for (step, lr, _), (loss_sum, right, num_samples) in zip(self._pending, sums, strict=True):
             if not math.isfinite(loss_sum):

@@ -18,7 +18,8 @@ from pipeline.training import environment
 from pipeline.training.epoch_metrics import EpochMetrics
 from pipeline.training.evaluate import Evaluation
 from pipeline.training.loggers import Loggers, RunStart
-from pipeline.training.loop import Clock, Totals
+from pipeline.training.loop import Totals
+from pipeline.training.loop_clock import Clock
 from pipeline.training.replacing import replacing
 
 Status = Literal["completed", "stopped", "failed"]

@@ -135,7 +135,7 @@ def _train(
             record=record,
             stop=stop,
             run_dir=run_dir,
-            stalls=StallWatch(train_pipeline, num_ranks=world.size, computes_on_cpu=compute.device.type == "cpu"),
+            stalls=StallWatch(train_pipeline, device=compute.device, world=world),
             sheet=_sheet(cfg, run_dir, train_pipeline, earlier) if world.is_first else None,
         )
         if earlier is not None:
@@ -146,11 +146,19 @@ def _train(
         if earlier is None and cfg.resume is not None:
             _say(world, f"{run_dir} has no checkpoint yet: the run begins")
         stop.defer()
-        fit.run()
-        stats = train_pipeline.stats()
-        record.cache_hit_pct, record.cache_bound_pct = stats.get("cache_hit_pct"), stats.get("cache_bound_pct")
-        record.cache_advice = train_pipeline.cache_advice()
-        record.stalls = fit.stalls.report(part)
+        try:
+            fit.run()
+        except Stopped:  # all ranks at the same step
+            _look_back(record, fit, part)
+            raise
+        _look_back(record, fit, part)
+
+
+def _look_back(record: RunRecord, fit: Fit, part: TrainConfig) -> None:
+    stats = fit.train_pipeline.stats()
+    record.cache_hit_pct, record.cache_bound_pct = stats.get("cache_hit_pct"), stats.get("cache_bound_pct")
+    record.cache_advice = fit.train_pipeline.cache_advice()
+    record.stalls = fit.stalls.report(part)
 
 
 def _sheet(

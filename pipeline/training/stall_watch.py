@@ -2,73 +2,94 @@
 
 from __future__ import annotations
 
-import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
 
 from pipeline.build import Pipeline
 from pipeline.config import TrainConfig
-from pipeline.machine import available_bytes, cores_per_rank
-from pipeline.stalls import Costs, Machine, Moment, StallReport, cpu_s_of_program, explain, stage_costs
+from pipeline.dist import ALONE, World
+from pipeline.machine import cores_per_rank
+from pipeline.stalls import Costs, Machine, StallReport, clocking_s, cpu_s_of_program, explain, stage_costs
 from pipeline.stats import BUSY
-from pipeline.training.loop import Totals
+from pipeline.training.loop_clock import LoopClock, loop_clock_for
 
 
 class StallWatch:
-    """Looks at a pipeline's counters when an epoch begins and when it ends."""
+    """Looks at a pipeline's counters when (a part of) an epoch begins and when it ends; every rank has its own."""
 
-    def __init__(self, pipeline: Pipeline, *, num_ranks: int = 1, computes_on_cpu: bool = True) -> None:
+    def __init__(self, pipeline: Pipeline, *, device: torch.device, world: World = ALONE) -> None:
         self._pipeline = pipeline
-        self._num_ranks = num_ranks
-        self._computes_on_cpu = computes_on_cpu
+        self._device = device
+        self._world = world
         self._epochs: list[Costs] = []
-        self._began: Moment | None = None
+        self._before: Mapping[str, float] = {}
+        self._cpu_s = 0.0
+        self._looked_s = 0.0
 
-    def begin(self) -> None:
-        """An epoch, or what is left of one, is about to be trained."""
-        self._began = self._now()
+    def begin(self) -> LoopClock:
+        """An epoch, or what is left of one, is about to be trained; the clock is for `train_epoch` to keep."""
+        began_s = time.perf_counter()
+        self._before, self._cpu_s = self._pipeline.stats(), cpu_s_of_program()
+        self._looked_s = time.perf_counter() - began_s
+        return loop_clock_for(self._device)
 
-    def end(self, trained: Totals, *, earlier: Totals | None) -> None:
-        """It was trained, to these totals, of which `earlier` are from before it began."""
-        began, ended = self._began, self._now()
-        assert began is not None, "it did not begin"
-        self._epochs.append(_costs(began, ended, trained, earlier or Totals(lr=trained.lr), self._pipeline))
-        self._began = None
+    def end(self, spent: LoopClock) -> None:
+        """It was trained."""
+        began_s = time.perf_counter()
+        after, cpu_s = self._pipeline.stats(), cpu_s_of_program() - self._cpu_s
+        costs = _costs(self._before, after, spent, cpu_s, self._pipeline)
+        looked_s = self._looked_s + time.perf_counter() - began_s
+        self._epochs.append(replace(costs, measuring_s=clocking_s(self._before, after) + looked_s))
 
     def report(self, config: TrainConfig) -> StallReport | None:
-        """Of all epochs that ended; None where nothing was trained."""
+        """Of all epochs that ended, on the rank that waited most; None where nothing was trained, and on other ranks.
+
+        For all ranks together. The first one reads a few samples, to see whether a cache would hold all of them.
+        """
+        every: list[list[Costs]] = self._world.gather_values(self._epochs)
+        if not self._world.is_first:
+            return None
+        waited_s = [sum(costs.wait_s for costs in epochs) for epochs in every]
+        rank = waited_s.index(max(waited_s))
         machine = Machine(
             num_cores=cores_per_rank(),
-            computes=self._computes_on_cpu,
-            free_bytes=available_bytes,
-            decoded_bytes=self._pipeline.decoded_bytes,
+            computes=self._device.type == "cpu",
+            num_threads=torch.get_num_threads(),
+            keeps_pixels=lambda: reuses_pixels(self._pipeline, config),
         )
-        return explain(self._epochs, self._pipeline.lanes, config, machine, num_ranks=self._num_ranks)
-
-    def _now(self) -> Moment:
-        return Moment(stats=self._pipeline.stats(), cpu_s=cpu_s_of_program())
+        return explain(every[rank], self._pipeline.lanes, config, machine, rank=rank, num_ranks=self._world.size)
 
 
-def _costs(began: Moment, ended: Moment, trained: Totals, earlier: Totals, pipeline: Pipeline) -> Costs:
-    before, after, lanes = began.stats, ended.stats, pipeline.lanes
-    sample_s, num_calls = stage_costs(before, after)
-    num_taken = max(1.0, after["batches"] - before["batches"])
+def reuses_pixels(pipeline: Pipeline, config: TrainConfig) -> bool:
+    """Whether a cache would hold every sample decoded, and a run of `config` would ask for each of them again."""
+    num_epochs: float = config.schedule.epochs
+    if config.run.max_steps is not None:
+        num_epochs = min(num_epochs, config.run.max_steps / len(pipeline))
+    return num_epochs >= 2 and not pipeline.with_replacement and pipeline.could_keep_pixels(config.cache)
 
-    def occupancy_pct(name: str, capacity: int) -> float | None:
-        return 100 * (after[name] - before[name]) / (num_taken * capacity) if capacity else None
 
-    is_first_part = math.isnan(earlier.first_batch_s)
+def _costs(
+    before: Mapping[str, float], after: Mapping[str, float], spent: LoopClock, cpu_s: float, pipeline: Pipeline
+) -> Costs:
+    def occupancy_pct(ready: str, asked: str, capacity: int) -> float | None:
+        if not capacity:
+            return None
+        return 100 * (after[ready] - before[ready]) / (max(1.0, after[asked] - before[asked]) * capacity)
+
     return Costs(
-        # Of this rank, which counts its own stages; `Totals` are of all.
-        num_samples=int(after["samples"] - before["samples"]),
-        num_batches=trained.num_batches - earlier.num_batches,
+        num_samples=spent.num_samples,
+        num_batches=spent.num_batches,
         num_ahead=int(before.get(f"{BUSY}_count", 0) - before["samples"]),
-        wall_s=trained.wall_s - earlier.wall_s,
-        wait_s=trained.wait_s - earlier.wait_s,
-        first_batch_s=trained.first_batch_s if is_first_part else 0.0,
-        compute_s=trained.compute_s - earlier.compute_s,
-        overhead_s=trained.overhead_s - earlier.overhead_s,
-        cpu_s=ended.cpu_s - began.cpu_s,
-        sample_s=sample_s,
-        num_calls=num_calls,
-        queue_pct=occupancy_pct("ready_batches", lanes.queue_batches),
-        prefetch_pct=occupancy_pct("prefetched_batches", lanes.prefetched_batches),
+        wall_s=spent.wall_s,
+        wait_s=spent.wait_s,
+        first_batch_s=spent.first_batch_s if spent.num_batches else 0.0,
+        loop_s=dict(spent.lap_s),
+        device_s=None if spent.device is None else spent.device.spent_s,
+        cpu_s=cpu_s,
+        sample_s=stage_costs(before, after),
+        queue_pct=occupancy_pct("ready_batches", "batches", pipeline.lanes.queue_batches),
+        prefetch_pct=occupancy_pct("prefetched_batches", "prefetcher_batches", pipeline.lanes.prefetched_batches),
     )

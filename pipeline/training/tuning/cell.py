@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from pipeline.stalls import Costs
+from pipeline.stalls import COMPUTE, Costs
+from pipeline.stalls.advice import without_decoding
 from pipeline.stalls.bound import find_bound
-from pipeline.stats import Lanes
+from pipeline.stats import MAKING_CPU, Lanes
 
 MOST_THREADS_A_CORE = 8
 """Threads that wait for storage take no core; more than these take memory for nothing."""
@@ -55,16 +56,16 @@ class Served:
             queue_batches=2 if cell.num_workers else 0,
             prefetched_batches=self.prefetched_batches,
         )
-        costs = replace(self.costs, compute_s=self.step_s[cell.num_threads] * self.costs.num_samples)
+        step_s = self.step_s[cell.num_threads] * self.costs.num_samples
+        costs = replace(self.costs, loop_s={**self.costs.loop_s, COMPUTE: step_s})
         cpu_s = (self.sample_cpu_s + self.step_cpu_s[cell.num_threads]) / self.num_cores
         return 1 / max(find_bound(costs, lanes).pace_s, cpu_s)
 
     def with_kept_pixels(self) -> Served:
         """The same where a store has every sample decoded."""
-        kept_s = self.costs.sample_s["read"] + self.costs.sample_s["decode"]
-        sample_s = {**self.costs.sample_s, "read": 0.0, "decode": 0.0, "busy": self.costs.sample_s["busy"] - kept_s}
-        sample_cpu_s = self.sample_cpu_s * sample_s["busy"] / max(1e-12, self.costs.sample_s["busy"])
-        return replace(self, costs=replace(self.costs, sample_s=sample_s), sample_cpu_s=sample_cpu_s)
+        kept = without_decoding(self.costs)
+        saved_cpu_s = self.costs.sample_s[MAKING_CPU] - kept.sample_s[MAKING_CPU]
+        return replace(self, costs=kept, sample_cpu_s=max(0.0, self.sample_cpu_s - saved_cpu_s))
 
 
 def all_cells(num_cores: int, *, in_processes: bool) -> list[Cell]:

@@ -16,6 +16,7 @@ from pipeline.stalls import Costs, stage_costs
 from pipeline.training.build import build_learner
 from pipeline.training.checks import num_classes_of
 from pipeline.training.compute import Compute
+from pipeline.training.stall_watch import reuses_pixels
 from pipeline.training.tuning.cell import Cell, Served
 
 SERVE_S = 0.6
@@ -50,9 +51,9 @@ class Trials:
         num_classes = num_classes_of(cfg, self._alone.source)
         self._learner = build_learner(cfg, compute, num_classes=num_classes, steps_per_epoch=len(self._alone))
 
-    def decoded_bytes(self) -> float:
-        """About what all samples would take as pixels."""
-        return self._alone.decoded_bytes()
+    def keeps_pixels(self) -> bool:
+        """Whether a cache would hold every sample decoded, and be asked for them again."""
+        return reuses_pixels(self._alone, self._cfg)
 
     def close(self) -> None:
         """End the workers of all pipelines."""
@@ -68,23 +69,15 @@ class Trials:
             held = next(batches)
         wall_s, cpu_s, after = time.perf_counter() - began_s, time.process_time() - began_cpu_s, pipeline.stats()
         num_samples = int(after["samples"] - before["samples"])
-        sample_s, num_calls = stage_costs(before, after)
         steps = {count: self._step_costs(held, count) for count in thread_counts}
         return Served(
             costs=Costs(
                 num_samples=num_samples,
                 num_batches=int(after["batches"] - before["batches"]),
-                num_ahead=0,
                 wall_s=wall_s,
                 wait_s=wall_s,
-                first_batch_s=0.0,
-                compute_s=0.0,
-                overhead_s=0.0,
                 cpu_s=cpu_s,
-                sample_s=sample_s,
-                num_calls=num_calls,
-                queue_pct=None,
-                prefetch_pct=None,
+                sample_s=stage_costs(before, after),
             ),
             sample_cpu_s=cpu_s / num_samples,
             step_s={count: wall_s for count, (wall_s, _) in steps.items()},

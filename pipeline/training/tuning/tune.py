@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Backend, CachePolicy, PreloadMode, TrainConfig
-from pipeline.machine import available_bytes, cores_per_rank
+from pipeline.machine import cores_per_rank
 from pipeline.stalls import Machine
 from pipeline.stalls.advice import WORTH_IT, may_keep_pixels
 from pipeline.training.build import build_compute, choose_num_threads
@@ -100,8 +100,8 @@ def _choose(cfg: TrainConfig, began_s: float) -> Choice:
         machine = Machine(
             num_cores=num_cores,
             computes=compute.device.type == "cpu",
-            free_bytes=available_bytes,
-            decoded_bytes=trials.decoded_bytes,
+            num_threads=usual.num_threads,
+            keeps_pixels=trials.keeps_pixels,
         )
         keeps_pixels = may_keep_pixels(served.costs, cfg, machine) and _gains(served, cells)
         is_kept = keeps_pixels or cfg.preload.mode is not PreloadMode.none
