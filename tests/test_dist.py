@@ -193,20 +193,32 @@ def test_a_run_killed_at_random_goes_on_with_other_ranks_and_workers_on_the_same
     assert summary(tmp_path / "outputs/train/cut")["resumed"] >= (10 if SOAK else 2)
 
 
+@pytest.mark.soak
 def test_a_killed_rank_ends_the_run_which_goes_on_to_the_same_bits(
     images: Path, faults: Path, pair: Path, tmp_path: Path
 ) -> None:
-    part = command(images, *TWO, "run.name=cut", "run.save_every_steps=1", "resume=auto", "loader.num_workers=0")
-    for rank, event in ((1, "open|.jpg|8"), (0, "os.rename|checkpoints/last.pt|2")):
-        killed = run(part, cwd=tmp_path, faults=faults, fault=f"{event}|SIGKILL|{rank}")
+    kills, length, whole = [(1, "open|.jpg|8"), (0, "os.rename|checkpoints/last.pt|2")], (), pair
+    if SOAK:
+        random, length = Random(10), ("schedule.epochs=8", "run.deterministic=true")
+        events = [("open|.jpg|", 9), ("os.rename|checkpoints/last.pt|", 3)]
+        kills = [(number % 2, f"{name}{random.randint(2, most)}") for number in range(5) for name, most in events]
+        kills = [(0 if event.startswith("os.rename") else rank, event) for rank, event in kills]
+        assert run(command(images, *TWO, *length, "run.name=whole"), cwd=tmp_path, faults=faults).returncode == 0
+        whole = tmp_path / "outputs/train/whole"
+    part = command(images, *TWO, *length, "run.name=cut", "run.save_every_steps=1", "resume=auto")
+    workers = ("loader.num_workers=0", "loader.num_workers=1", "loader.backend=processes")
+    for number, (rank, event) in enumerate(kills):
+        # Another process than the rank's opens the images where there are worker processes.
+        who = workers[number % 3 if event.startswith("os.rename") else number % 2]
+        killed = run([*part, who], cwd=tmp_path, faults=faults, fault=f"{event}|SIGKILL|{rank}")
         assert killed.returncode == 1, killed.stderr
         assert f"rank {rank} was killed by SIGKILL" in killed.stderr
         assert left_over(tmp_path) == []
         assert summary(tmp_path / "outputs/train/cut")["status"] == "failed"
     backend = ("loader.backend=processes", "loader.num_workers=1")
-    final = run(command(images, *TWO, "run.name=cut", "resume=auto", *backend), cwd=tmp_path, faults=faults)
+    final = run([*command(images, *TWO, *length, "run.name=cut", "resume=auto"), *backend], cwd=tmp_path, faults=faults)
     assert final.returncode == 0, final.stderr
-    assert_same_run(tmp_path / "outputs/train/cut", pair)
+    assert_same_run(tmp_path / "outputs/train/cut", whole)
 
 
 # --- how it ends -----------------------------------------------------------------------------------------------------

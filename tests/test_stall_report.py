@@ -380,7 +380,16 @@ def test_an_override_that_is_told_can_be_given_and_does_what_it_promises(photogr
         ({"run": Run(max_steps=3)}, False),
         ({"loader": Loader(batch_size=4, sampler="balanced")}, False),  # type: ignore[arg-type]
     ],
-    ids=["room", "no budget", "no budget for pixels alone", "few images", "bytes only", "one epoch", "a few steps", "some are drawn again"],
+    ids=[
+        "room",
+        "no budget",
+        "no budget for pixels alone",
+        "few images",
+        "bytes only",
+        "one epoch",
+        "a few steps",
+        "some are drawn again",
+    ],
 )
 def test_a_cache_is_advised_where_it_would_hold_all_pixels_and_be_asked_again(
     photographs: Path, groups: dict[str, Any], expected: bool
