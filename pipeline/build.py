@@ -4,33 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from functools import cache, partial
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from pipeline.build_loader import build_executor, check_memory, describe_workers, resolve_backend
-from pipeline.build_loading import Loading, build_loading, could_keep_pixels
+from pipeline.build_batches import Batches, Making
+from pipeline.build_loader import check_memory, describe_workers, resolve_backend
+from pipeline.build_loading import build_loading, could_keep_pixels
 from pipeline.build_prefetch import plan_delivery
-from pipeline.build_source import make_sampler, open_source, order_fingerprint
+from pipeline.build_source import in_shared_memory, open_source
 from pipeline.build_transform import build_transform
 from pipeline.cache.theory import advice
 from pipeline.config import Backend, Cache, PipelineConfig, SamplerName, Transforms
 from pipeline.loader.batch import Batch
-from pipeline.loader.loader import EXIT_LIMIT_S, Loader
-from pipeline.loader.order import Order
-from pipeline.loader.sample import MakeSample
+from pipeline.loader.loader import Loader
 from pipeline.machine import cores_per_rank
 from pipeline.main_script import refuse_while_importing
-from pipeline.pickling import check_picklable
 from pipeline.prefetch import PrefetchLoader
 from pipeline.sources import Source, Split
-from pipeline.stats import TRANSFER, Lanes, Stats, in_ms
+from pipeline.stats import TRANSFER, Stats, in_ms
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from pipeline.shared import Arena
 
 
 class Pipeline:
@@ -43,38 +39,32 @@ class Pipeline:
     def __init__(
         self,
         *,
-        source: Source,
         transforms: Transforms,
-        loading: Loading,
-        loader: Loader,
-        with_replacement: bool,
-        prefetcher: PrefetchLoader | None,
+        making: Making,
+        made: Batches,
         resources: ExitStack,
-        lanes: Lanes,
         workers: str,
         own_transform: str | None = None,
     ) -> None:
         """Take ownership of the parts; `assemble` makes them."""
         refuse_while_importing("Pipeline")
-        self.source = source
+        self.source = making.source
         self.transforms = transforms
-        self._loading = loading
-        self._loader = loader
-        self.with_replacement = with_replacement
-        """Whether an epoch may have a sample twice, and another not at all."""
+        self._making = making
+        self._made = made
+        self._loading = making.loading
         self._num_iters = 0
         self._first_epoch_samples: int | None = None
         """How many the first loop over it had; None while that is not over."""
-        self._prefetcher = prefetcher
-        self._batches: Loader | PrefetchLoader = loader if prefetcher is None else prefetcher
         self._resources = resources
-        self.lanes = lanes
+        self.lanes = made.lanes
         """Who does what at the same time as whom."""
         self.workers = workers
         """Who makes batches, in words: "2 worker processes"."""
-        self.keeps = None if loading.store is None else loading.store.settings.kind.in_words
+        self.keeps = None if self._loading.store is None else self._loading.store.settings.kind.in_words
         """What the store keeps between epochs: "decoded images"; None: there is none."""
         self._own_transform = own_transform
+        self._is_closed = False
 
     def __len__(self) -> int:
         """Batches in a whole epoch; the same on every rank."""
@@ -93,6 +83,19 @@ class Pipeline:
         if self._own_transform is not None:
             what = f"transform={self._own_transform}"
         return f"Pipeline({self.num_samples} samples, batch_size={self.batch_size}, {self.workers}, {what})"
+
+    @property
+    def _loader(self) -> Loader:
+        return self._made.loader
+
+    @property
+    def _batches(self) -> Loader | PrefetchLoader:
+        return self._made.last
+
+    @property
+    def with_replacement(self) -> bool:
+        """Whether an epoch may have a sample twice, and another not at all."""
+        return self._made.with_replacement
 
     @property
     def dataset(self) -> Source:
@@ -123,6 +126,36 @@ class Pipeline:
         state: dict[str, Any] = self._batches.state_dict()
         return state
 
+    def check_size(self, size: int) -> None:
+        """ConfigError where memory lacks the room for batches of images of `size` pixels."""
+        self._making.plan(replace(self.transforms, size=size))
+
+    def change_size(self, size: int, *, num_epochs: int | None = None) -> None:
+        """Let images be `size` pixels high and wide from the next batch on. A live iterator is abandoned.
+
+        The workers end before others begin; what the store has is kept. Nothing is made ahead after `num_epochs`
+        epochs, the earlier ones counted.
+
+        Raises:
+            ConfigError: there is no such size; or memory lacks the room, and the pipeline can only be closed then.
+            RuntimeError: after `close`.
+            ValueError: a transform of the user's own decides how large images are.
+        """
+        if self._own_transform is not None:
+            raise ValueError(f"transform={self._own_transform} decides the size of its images; it cannot be changed")
+        if self._is_closed:
+            raise RuntimeError("close() was already called on this pipeline; its images cannot get another size")
+        self.transforms = replace(self.transforms, size=size)
+        state, before = self.state_dict(), self._made.prefetcher
+        self._made.close()
+        self._made = self._making.batches(self.transforms, *self._making.plan(self.transforms), num_epochs=num_epochs)
+        # The same samples at the same places: of what the state stands for, only the size is another.
+        self.load_state_dict(state | {"order": self.state_dict()["order"]})
+        after = self._made.prefetcher
+        if before is not None and after is not None:
+            after.clock, after.wait_s = before.clock, before.wait_s
+            after.batches, after.ready_batches = before.batches, before.ready_batches
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next `iter()` continue where `state` was taken. ValueError for another seed, source or transform.
 
@@ -138,11 +171,12 @@ class Pipeline:
         `cache_capacity_pct` the part that there is room for.
         """
         totals = self._loader.stats_counters.summary()
-        if self._prefetcher is not None:
-            totals["wait_s"] = self._prefetcher.wait_s
-            totals["prefetcher_batches"] = self._prefetcher.batches
-            totals["prefetched_batches"] = self._prefetcher.ready_batches
-            totals |= in_ms([self._prefetcher.clock], [TRANSFER])
+        prefetcher = self._made.prefetcher
+        if prefetcher is not None:
+            totals["wait_s"] = prefetcher.wait_s
+            totals["prefetcher_batches"] = prefetcher.batches
+            totals["prefetched_batches"] = prefetcher.ready_batches
+            totals |= in_ms([prefetcher.clock], [TRANSFER])
         totals |= self._loading.stats(
             self._loader.stats_counters,
             first_epoch_samples=self._first_epoch_samples,
@@ -165,7 +199,11 @@ class Pipeline:
 
     def close(self) -> None:
         """End threads, forget slots, close files. May be called twice."""
-        self._resources.close()
+        self._is_closed = True
+        try:
+            self._made.close()
+        finally:
+            self._resources.close()
 
     def __enter__(self) -> Self:
         return self
@@ -253,7 +291,7 @@ def assemble(
         slots_bytes = check_memory(config.loader, num_workers, transform)
         arena = None
         if backend is Backend.processes:
-            source, arena = _in_shared_memory(source, resources, reserved_bytes=slots_bytes)
+            source, arena = in_shared_memory(source, resources, reserved_bytes=slots_bytes)
         loading = build_loading(
             source,
             config.cache,
@@ -266,64 +304,29 @@ def assemble(
             in_processes=arena is not None,
             world_size=world_size,
         )
-        order = Order(
-            sampler=make_sampler(sampler, source, config.seed),
-            labels=source.labels,
-            seed=config.seed,
-            batch_size=config.loader.batch_size,
-            num_draws=transform.num_draws,
+        making = Making(
+            config=config,
+            source=source,
+            loading=loading,
+            arena=arena,
+            stats=stats,
+            sampler=sampler,
+            num_workers=num_workers,
+            device=device,
+            pin_memory=pin_memory,
+            memory_format=memory_format,
+            function=function,
+            drop_last=drop_last,
             rank=rank,
             world_size=world_size,
-            drop_last=drop_last,
-            fingerprint=cache(partial(order_fingerprint, source, sampler, transforms, function)),
         )
-        sample = MakeSample(loading.load, transform, where=source.where, stats=stats)
-        executor = build_executor(config.loader, num_workers, sample, arena, where=source.where, stats=stats)
-        resources.callback(executor.close, EXIT_LIMIT_S)
-        loader = Loader(
-            order,
-            executor,
-            row_shape=transform.row_shape,
-            row_dtype=transform.row_dtype,
-            channels_last=transform.channels_last,
-            read_ahead=sampler is not SamplerName.sequential,
-            num_epochs=num_epochs,
-            stats=stats,
-        )
-        prefetcher = delivery.prefetcher(loader)
-        if prefetcher is not None:
-            resources.callback(prefetcher.close)
-        # First of all, for it ends the wait of the prefetcher's thread.
-        resources.callback(loader.close)
+        made = making.batches(transforms, transform, delivery, num_epochs=num_epochs)
         owned = resources.pop_all()
     return Pipeline(
-        source=source,
         transforms=transforms,
-        loading=loading,
-        loader=loader,
-        with_replacement=order.sampler.with_replacement,
-        prefetcher=prefetcher,
+        making=making,
+        made=made,
         resources=owned,
-        lanes=Lanes(
-            num_threads=num_workers * config.loader.threads_per_worker,
-            queue_batches=executor.in_flight if num_workers else 0,
-            prefetched_batches=0 if prefetcher is None else prefetcher.num_batches,
-            in_threads=backend is Backend.threads,
-        ),
         workers=describe_workers(config.loader, num_workers, backend),
         own_transform=None if function is None else getattr(function, "__qualname__", type(function).__name__),
     )
-
-
-def _in_shared_memory(source: Source, resources: ExitStack, *, reserved_bytes: int) -> tuple[Source, Arena]:
-    """A copy of `source` whose arrays lie in memory that worker processes map; nothing here refers to the original."""
-    from pipeline.shared import Arena  # not above: it needs what Windows lacks
-
-    check_picklable(source, "source", 'use backend="threads"')
-    arena = Arena(reserved_bytes=reserved_bytes)
-    shared: Source = arena.load(arena.store(source))
-    resources.close()  # all there is yet is the original's
-    resources.callback(arena.close)
-    if hasattr(shared, "close"):
-        resources.callback(shared.close)
-    return shared, arena

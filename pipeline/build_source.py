@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import (
     Cifar10Data,
@@ -18,10 +19,12 @@ from pipeline.config import (
     TarData,
     Transforms,
 )
+from pipeline.pickling import check_picklable
 from pipeline.sampler import Sampler, SequentialSampler, ShuffleSampler, WeightedSampler, balanced_weights
 from pipeline.sources import (
     Source,
     Split,
+    at_most,
     open_cifar10,
     open_folder,
     open_manifest,
@@ -29,14 +32,18 @@ from pipeline.sources import (
     open_tar,
 )
 
+if TYPE_CHECKING:
+    from pipeline.shared import Arena
+
 
 def open_source(data: Data, split: Split) -> Source:
-    """The samples of `split`. Synthetic data is generated first if it is not there.
+    """The samples of `split`, as many as `data` allows. Synthetic data is generated first if it is not there.
 
     Raises ConfigError for data that is not what the configuration says it is.
     """
+    max_samples = data.max_samples if split == "train" else data.max_val_samples
     try:
-        return _open_source(data, split)
+        return at_most(_open_source(data, split), max_samples)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -89,3 +96,17 @@ def order_fingerprint(
     digest = hashlib.blake2b(repr(tuple(parts)).encode(), digest_size=16)
     digest.update(b"" if weights is None else weights.tobytes())
     return digest.hexdigest()
+
+
+def in_shared_memory(source: Source, resources: ExitStack, *, reserved_bytes: int) -> tuple[Source, Arena]:
+    """A copy of `source` whose arrays lie in memory that worker processes map; nothing here refers to the original."""
+    from pipeline.shared import Arena  # not above: it needs what Windows lacks
+
+    check_picklable(source, "source", 'use backend="threads"')
+    arena = Arena(reserved_bytes=reserved_bytes)
+    shared: Source = arena.load(arena.store(source))
+    resources.close()  # all there is yet is the original's
+    resources.callback(arena.close)
+    if hasattr(shared, "close"):
+        resources.callback(shared.close)
+    return shared, arena

@@ -35,6 +35,7 @@ FLOW = [
     "build_store",
     "build_loading",
     "build_transform",
+    "build_batches",
     "build",
     "dataset",
     "api",

@@ -232,7 +232,7 @@ def test_what_a_state_belongs_to_is_found_out_once(jpegs: list[Path], monkeypatc
         calls.append(parts)
         return order_fingerprint(*parts)
 
-    monkeypatch.setattr("pipeline.build.order_fingerprint", counted)
+    monkeypatch.setattr("pipeline.build_batches.order_fingerprint", counted)
     with create_dataloader(jpegs, list(range(23)), 4, num_workers=0, img_size=16, cache_size=0) as loader:
         assert not calls, "a loader whose state nobody asks for need not hash its paths"
         states = [loader.state_dict() for _ in loader]

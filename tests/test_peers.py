@@ -26,7 +26,7 @@ from pipeline.bench.peers.build import main as install
 from pipeline.bench.peers.environments import READY, RECIPES, Recipe
 from pipeline.bench.peers.prepared import prepare_file, prepared_path, read_jpeg
 from pipeline.bench.peers.task import read_file_task, read_task
-from pipeline.config import Cache, ConfigError, Loader, Prefetch, Preload, TarData, Transforms
+from pipeline.config import Cache, ConfigError, Loader, ManifestData, Prefetch, Preload, TarData, Transforms
 from pipeline.config.bench import ContenderName
 from pipeline.sources import FileSource
 
@@ -134,6 +134,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "smaller images": (
         {"transforms": Transforms(size=32, max_side=64)},
         "transforms.max_side=64 is not there for bench.contender=dali; use null",
+    ),
+    "a part of the samples": (
+        {"data": ManifestData(path="list.csv", max_samples=4)},
+        "data.max_samples=4 is not there for bench.contender=dali; use null",
     ),
     "colours": (
         {"transforms": Transforms.named("standard")},

@@ -166,7 +166,7 @@ def test_closing_returns_while_a_sample_never_does(
 def test_threads_are_left_to_themselves_when_a_sample_never_returns(
     leaves: bool, prefetch_device: str | None, tmp_path: Path, jpegs: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("pipeline.loader.loader", "pipeline.build"):
+    for module in ("pipeline.loader.loader", "pipeline.build_batches"):
         monkeypatch.setattr(f"{module}.EXIT_LIMIT_S", 0.2)
     blocked = tmp_path / "blocked.jpg"
     os.mkfifo(blocked)

@@ -14,7 +14,7 @@ from pipeline.config.prefetch import ImageDtype, Prefetch, PrefetchDevice
 from pipeline.config.preload import Preload, PreloadMode
 from pipeline.config.report import Report
 from pipeline.config.root import BenchConfig, PipelineConfig, TrainConfig
-from pipeline.config.run import Device, Run
+from pipeline.config.run import Debug, Device, Run
 from pipeline.config.training import Amp, Dist, Logger, Optim, OptimName, Schedule, ScheduleName
 from pipeline.config.transforms import Augment, Decode, Resize, Transforms
 
@@ -31,6 +31,7 @@ __all__ = [
     "ConfigError",
     "ContenderName",
     "Data",
+    "Debug",
     "Decode",
     "Device",
     "Dist",

@@ -1,5 +1,6 @@
 """From Hydra's composed configuration to the dataclasses. Importing this file makes the schemas known to Hydra."""
 
+import math
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
@@ -37,11 +38,17 @@ def _register() -> None:
     store.store(group="hydra/callbacks", name="headrace", node=door)
     register_resolver("first_given", first_given)
     register_resolver("run_dir", run_dir)
+    register_resolver("product", product)
 
 
 def first_given(*values: str | None) -> str | None:
     """The first value that is not null: `${first_given:${run.name},...}` in YAML."""
     return next((value for value in values if value is not None), None)
+
+
+def product(*factors: int) -> int:
+    """All factors multiplied: `${product:5,${loader.batch_size}}` in YAML is the samples of five batches."""
+    return math.prod(factors)
 
 
 def run_dir(parent: str, name: str | None, resume: str | None, moment: str) -> str:

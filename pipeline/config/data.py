@@ -22,6 +22,10 @@ class Data:
     """With skip or replace: the part of all samples, in [0, 1], that may be bad before the run ends."""
     val_fraction: float = 0.1
     """The part of all samples, in (0, 1), kept for evaluation if the source has no split of its own."""
+    max_samples: int | None = None
+    """Train on so many samples at most, spread evenly over the classes; null: on all there are."""
+    max_val_samples: int | None = None
+    """Evaluate on so many samples at most, chosen alike; null: on all there are."""
 
     def __post_init__(self) -> None:
         self.on_error = choice("data.on_error", self.on_error, OnError)
@@ -41,6 +45,9 @@ class Data:
             high_open=True,
             cure="0.1 keeps one image in ten for evaluation",
         )
+        for name in ("max_samples", "max_val_samples"):
+            if getattr(self, name) is not None:
+                setattr(self, name, whole(f"data.{name}", getattr(self, name), low=1, cure="null takes all there are"))
 
 
 @dataclass(kw_only=True)

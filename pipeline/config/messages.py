@@ -25,6 +25,7 @@ _WORDS: dict[Any, str] = {
     NoneType: "null",
     list[float]: "a list of numbers",
     list[str]: "a list of names",
+    list[list[int]]: "pairs of numbers, such as [[1,32],[5,48]]",
 }
 _GROUPS_WITHOUT_SCHEMA = ("experiment", "sweep")
 
@@ -47,7 +48,10 @@ def one_line(error: Exception) -> str:
     if isinstance(cause, ValidationError) and is_dataclass(cause.object_type):
         return _wrong_value(cause)
     if isinstance(cause, OmegaConfBaseException):
-        return f"{cause.full_key}: {str(cause).splitlines()[0]}"
+        # An element of a list that should be a list itself has only its number for a key; the outer error tells more.
+        is_element = isinstance(cause.full_key, int)
+        key = str(error).removeprefix("Error merging override ") if is_element else cause.full_key
+        return f"{key}: {str(cause).splitlines()[0]}"
     lines = [line.strip() for line in str(error).splitlines()]
     return "; ".join(line for line in lines if line)
 

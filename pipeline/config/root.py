@@ -4,14 +4,14 @@ from dataclasses import dataclass, field
 
 from pipeline.config.bench import Bench, Sweep
 from pipeline.config.cache import Cache, CachePolicy, Store
-from pipeline.config.checks import ConfigError, flag, whole
+from pipeline.config.checks import ConfigError, choice, flag, whole
 from pipeline.config.data import Data
 from pipeline.config.loader import Loader
 from pipeline.config.model import Model
 from pipeline.config.prefetch import Prefetch
 from pipeline.config.preload import Preload, PreloadMode
 from pipeline.config.report import Report
-from pipeline.config.run import Run
+from pipeline.config.run import Debug, Run
 from pipeline.config.training import Dist, Logger, Optim, Schedule
 from pipeline.config.transforms import Decode, Transforms
 from pipeline.config.unfinished import refuse_unfinished
@@ -64,15 +64,25 @@ class TrainConfig(PipelineConfig):
     """Continue a run from its last checkpoint: that of `run.name` (auto), or that in a directory; null: begin."""
     init_from: str | None = None
     """File with weights to begin with: a checkpoint of another run, or a saved state_dict; null: random weights."""
+    debug: Debug | None = None
+    """Which `debug=NAME` set the other values: its run says so in its summary, and of overfit whether it did."""
     tune: bool = False
     """Measure for some seconds, and choose workers, torch's threads and the cache by it, where they are not set."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.debug is not None:
+            self.debug = choice("debug", self.debug, Debug)
         self.tune = flag("tune", self.tune)
         if self.tune and (self.dist.nproc > 1 or self.run.evaluate_only):
             raise ConfigError(
                 "tune=true is for one process that trains; tune without dist.nproc, then give what it says"
+            )
+        largest = max((size for _, size in self.schedule.sizes or []), default=0)
+        if self.transforms.max_side is not None and largest > self.transforms.max_side:
+            raise ConfigError(
+                f"schedule.sizes asks for {largest} pixels of images that transforms.max_side="
+                f"{self.transforms.max_side} makes smaller; use a higher transforms.max_side, or null"
             )
         if self.resume == "":
             raise ConfigError("resume must be auto or a run's directory, got ''; null begins a new run")
@@ -92,6 +102,10 @@ class BenchConfig(TrainConfig):
     def __post_init__(self) -> None:
         if self.resume is not None:
             raise ConfigError(f"resume={self.resume} is for train.py: a benchmark is not continued; leave it out")
+        if self.debug is not None:
+            raise ConfigError(f"debug={self.debug} is for train.py: a benchmark has no use for it; leave it out")
+        if self.schedule.sizes is not None:
+            raise ConfigError("schedule.sizes is for train.py: a benchmark has images of transforms.size; use null")
         super().__post_init__()
         if self.dist.nproc > 1:
             raise ConfigError(f"dist.nproc={self.dist.nproc} is for train.py: bench.py measures one process; use 1")

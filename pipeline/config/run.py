@@ -1,4 +1,4 @@
-"""A run as a whole: its name, its device, its length."""
+"""A run as a whole: its name, its device, its length, and whether it is to try something out."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,6 +12,13 @@ class Device(StrEnum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+
+
+class Debug(StrEnum):
+    """A run to try something out: a few steps through everything (fast), or one batch until it is learnt (overfit)."""
+
+    fast = "fast"
+    overfit = "overfit"
 
 
 @dataclass(kw_only=True)

@@ -93,6 +93,9 @@ class Schedule:
     """Passes over the training samples."""
     warmup_epochs: float = 1.0
     """Epochs, or a part of one, in which the learning rate rises linearly from 0; 0 is off."""
+    sizes: list[list[int]] | None = None
+    """Pairs of an epoch, counted from 1, and the height and width in pixels that training images have from it on; null:
+    `transforms.size`, which is always evaluation's."""
 
     def __post_init__(self) -> None:
         self.name = choice("schedule.name", self.name, ScheduleName)
@@ -109,6 +112,25 @@ class Schedule:
                 f"schedule.warmup_epochs={self.warmup_epochs:g} leaves one_cycle no rise or no fall; "
                 f"take more than 0 and less than schedule.epochs={self.epochs}"
             )
+        if self.sizes is not None:
+            _check_sizes(self.sizes, self.epochs)
+
+
+def _check_sizes(sizes: list[list[int]], epochs: int) -> None:
+    cure = "[[1,32],[5,48]] is 32 pixels, and 48 from epoch 5 on; null is transforms.size"
+    if not sizes or any(len(pair) != 2 for pair in sizes):
+        raise ConfigError(f"schedule.sizes must be pairs of an epoch and a size, got {sizes}; {cure}")
+    for first, size in sizes:
+        whole("an epoch in schedule.sizes", first, low=1, cure=cure)
+        whole("a size in schedule.sizes", size, low=8, cure=cure)
+    starts = [first for first, _ in sizes]
+    if starts[0] != 1 or sorted(set(starts)) != starts:
+        raise ConfigError(f"schedule.sizes must begin with epoch 1 and go on in order, got {sizes}; {cure}")
+    if starts[-1] > epochs:
+        raise ConfigError(
+            f"schedule.sizes changes at epoch {starts[-1]}, after the last of schedule.epochs={epochs}; "
+            "leave that out, or train for more epochs"
+        )
 
 
 @dataclass(kw_only=True)

@@ -16,6 +16,7 @@ from pipeline.config.compose import to_config
 from pipeline.config.messages import one_line
 from pipeline.doctor.finding import Finding, ok
 from pipeline.training.resume import checkpoint_to_continue
+from pipeline.training.sizes import training_sizes
 
 
 def compose_run(overrides: Sequence[str], *, cwd: Path, config_dir: str | None = None) -> tuple[TrainConfig, Finding]:
@@ -35,6 +36,7 @@ def compose_run(overrides: Sequence[str], *, cwd: Path, config_dir: str | None =
     except (HydraException, OmegaConfBaseException, ValueError) as raised:
         raise ConfigError(one_line(raised)) from raised
     last = checkpoint_to_continue(cfg, run_dir)
-    what = f"{cfg.schedule.epochs} epochs of {cfg.model.name} at {cfg.transforms.size} pixels"
+    sizes = ", ".join(map(str, training_sizes(cfg)))
+    what = f"{cfg.schedule.epochs} epochs of {cfg.model.name} at {sizes} pixels"
     goes_on = "" if last is None else f"; continues {run_dir}"
     return cfg, ok("configuration", f"{what}, batches of {cfg.loader.batch_size}{goes_on}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,6 +12,7 @@ from pipeline.config import Backend, TrainConfig, Transforms
 from pipeline.dist import World
 from pipeline.machine import num_cores
 from pipeline.training.build import build_compute
+from pipeline.training.sizes import training_sizes
 from pipeline.transforms.sample import SampleTransform
 
 
@@ -44,8 +45,10 @@ class RunPlan:
         return describe_workers(self.cfg.loader, self.num_workers, self.backend)
 
     def options(self, *, training: bool) -> Transforms:
-        """What is done to pixels, for training or for evaluation."""
-        return self.cfg.transforms.resolved() if training else self.cfg.transforms.evaluation()
+        """What is done to pixels, for evaluation, or for training at its largest size."""
+        if not training:
+            return self.cfg.transforms.evaluation()
+        return replace(self.cfg.transforms.resolved(), size=training_sizes(self.cfg)[-1])
 
     def transform(self, *, training: bool = True) -> SampleTransform:
         """What workers would make a row of a sample with."""

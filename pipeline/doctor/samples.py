@@ -54,7 +54,7 @@ def check_samples(plan: RunPlan, source: Source) -> Iterator[Finding]:
     left_out = f"; {count - num_tried} more would have taken too long" if num_tried < count else ""
     yield ok(
         "samples",
-        f"{decoded.num_rows} of {len(source):,} decoded to {plan.cfg.transforms.size} pixels, "
+        f"{decoded.num_rows} of {len(source):,} decoded to {plan.options(training=True).size} pixels, "
         f"{decoded.rows_per_s:,.0f} images/s on one thread{left_out}",
     )
     if len(source.files()) == 0:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline.sources.paths import AnyPath, PathTable
     from pipeline.sources.source import Source
     from pipeline.sources.split import Split
+    from pipeline.sources.subset import Subset, at_most
     from pipeline.sources.synthetic import generate_synthetic, open_synthetic
     from pipeline.sources.tar import TarSource, open_tar
 
@@ -24,7 +25,9 @@ __all__ = [
     "PathTable",
     "Source",
     "Split",
+    "Subset",
     "TarSource",
+    "at_most",
     "generate_synthetic",
     "open_cifar10",
     "open_folder",
@@ -40,7 +43,9 @@ _HOMES = {
     "PathTable": "paths",
     "Source": "source",
     "Split": "split",
+    "Subset": "subset",
     "TarSource": "tar",
+    "at_most": "subset",
     "generate_synthetic": "synthetic",
     "open_cifar10": "cifar10",
     "open_folder": "folder",

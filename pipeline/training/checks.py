@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.build import Pipeline
 from pipeline.config import ConfigError, TrainConfig
 from pipeline.sources import Source
+from pipeline.training.sizes import training_sizes
 
 
 def num_classes_for(cfg: TrainConfig, train_pipeline: Pipeline, val_pipeline: Pipeline) -> int:
@@ -56,11 +57,13 @@ def check_last_batch(cfg: TrainConfig, *, num_samples: int, world_size: int = 1)
         )
     rest = num_samples % (cfg.loader.batch_size * world_size)
     is_alone = 0 < rest < 2 * world_size * num_parts and not cfg.loader.drop_last
-    if is_alone and cfg.transforms.size <= 32:
+    smallest = training_sizes(cfg)[0]
+    if is_alone and smallest <= 32:
         whose = "" if world_size * num_parts == 1 else f" for one of {world_size} ranks with {num_parts} parts each"
         raise ConfigError(
             f"the last batch of an epoch would be 1 sample{whose} ({num_samples} with loader.batch_size="
-            f"{cfg.loader.batch_size}), too little for batch normalisation at transforms.size={cfg.transforms.size}; "
+            f"{cfg.loader.batch_size}), too little for batch normalisation at "
+            f"{'transforms.size' if cfg.schedule.sizes is None else 'schedule.sizes'}={smallest}; "
             "set loader.drop_last=true, or another loader.batch_size"
         )
 

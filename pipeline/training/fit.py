@@ -21,6 +21,7 @@ from pipeline.training.progress import Progress
 from pipeline.training.replacing import discard_partial
 from pipeline.training.resume import LAST
 from pipeline.training.samples_sheet import SamplesSheet
+from pipeline.training.sizes import last_of_size, size_at
 from pipeline.training.stall_watch import StallWatch
 from pipeline.training.state import restore, take_state
 from pipeline.training.stopping import RunError, Stopped, StopSignals
@@ -37,7 +38,8 @@ class Fit:
     """The parts of a run, at its beginning or as a checkpoint left them.
 
     `unfinished` are the totals of the epoch after the record's last row, as far as it was trained; None: not at all.
-    `sheet` is the contact sheet that is still to be made.
+    `sheet` is the contact sheet that is still to be made. `train_pipeline` has images as large as those of the epoch
+    that is to be trained first, or as those of the state that `go_on` takes.
     """
 
     cfg: TrainConfig
@@ -145,6 +147,7 @@ class Fit:
                 spent.lap(SAVING)
             return False
 
+        self._change_size(epoch)
         num_done = earlier.num_batches if earlier is not None else 0
         progress.start_epoch(epoch, num_batches=len(self.train_pipeline), num_done=num_done)
         spent = self.stalls.begin()
@@ -163,6 +166,12 @@ class Fit:
         self.stalls.end(spent)
         self._draw_sheet()  # of a short epoch, or of one that was cut short
         return trained
+
+    def _change_size(self, epoch: int) -> None:
+        """Has training images as large as `epoch` is to have them."""
+        size = size_at(self.cfg, epoch)
+        if self.cfg.schedule.sizes is not None and size != self.train_pipeline.transforms.size:
+            self.train_pipeline.change_size(size, num_epochs=last_of_size(self.cfg, epoch))
 
     def _draw_sheet(self) -> None:
         if self.sheet is not None:

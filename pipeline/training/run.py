@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipeline.training.build import build_compute, build_learner, choose_num_thr
 from pipeline.training.checks import check_last_batch, num_classes_for, sample_of
 from pipeline.training.compute import Compute, may_use_cuda
 from pipeline.training.curves import draw_curves
+from pipeline.training.debug import DebugRecord
 from pipeline.training.environment import plain
 from pipeline.training.evaluate_only import evaluate_weights
 from pipeline.training.fit import Fit
@@ -30,6 +32,14 @@ from pipeline.training.progress import closing_lines
 from pipeline.training.ranks import check_agreement, logging_of_run, part_of
 from pipeline.training.resume import checkpoint_to_continue
 from pipeline.training.samples_sheet import SamplesSheet
+from pipeline.training.sizes import (
+    last_of_size,
+    longest_size,
+    size_at,
+    sizes_in_words,
+    training_sizes,
+    with_size,
+)
 from pipeline.training.stall_watch import StallWatch
 from pipeline.training.state import first_step_after, nothing_left, read_state
 from pipeline.training.stopping import Stopped, StopSignals
@@ -81,7 +91,8 @@ def train_rank(cfg: TrainConfig, run_dir: Path) -> float:
         loggers = Loggers(choose_loggers(cfg.logger)) if world.is_first else Loggers()
         with (
             _determinism(cfg.run.deterministic),
-            RunRecord(
+            _record(
+                cfg,
                 run_dir,
                 config=plain(cfg),
                 writes=world.is_first,
@@ -99,7 +110,13 @@ def train_rank(cfg: TrainConfig, run_dir: Path) -> float:
         if world.is_first:
             stalls = [] if record.stalls is None else record.stalls.lines()
             sys.stdout.write(closing_lines(record.summary, run_dir, stalls=stalls))
+            if isinstance(record, DebugRecord):
+                sys.stdout.write(record.closing_line() + "\n")
         return float(record.summary["eval_top1"])
+
+
+def _record(cfg: TrainConfig, run_dir: Path, **options: Any) -> RunRecord:
+    return RunRecord(run_dir, **options) if cfg.debug is None else DebugRecord(run_dir, debug=cfg.debug, **options)
 
 
 def _train(
@@ -116,13 +133,18 @@ def _train(
     torch.manual_seed(cfg.run.seed)
     compute = build_compute(cfg, world)
     place = {"rank": world.rank, "world_size": world.size}
+    # The epoch that the earlier part was in, or had just ended: its state stands for images of that size.
+    epoch = 1 if earlier is None else int(earlier["epoch"])
+    sized = with_size(part, size_at(cfg, epoch))
     with (
         build_pipeline(
-            part, split="train", device=compute.device, num_epochs=cfg.schedule.epochs, **place
+            sized, split="train", device=compute.device, num_epochs=last_of_size(cfg, epoch), **place
         ) as train_pipeline,
         build_pipeline(part, split="val", device=compute.device, **place) as val_pipeline,
     ):
         num_classes = num_classes_for(cfg, train_pipeline, val_pipeline)
+        if cfg.schedule.sizes is not None:
+            train_pipeline.check_size(max(training_sizes(cfg)))
         check_last_batch(part, num_samples=train_pipeline.num_samples, world_size=world.size)
         _say(world, _opening_line(cfg, compute, num_classes, train_pipeline, val_pipeline, world))
         fit = Fit(
@@ -136,7 +158,7 @@ def _train(
             stop=stop,
             run_dir=run_dir,
             stalls=StallWatch(train_pipeline, device=compute.device, world=world),
-            sheet=_sheet(cfg, run_dir, train_pipeline, earlier) if world.is_first else None,
+            sheet=_sheet(sized, run_dir, train_pipeline, earlier) if world.is_first else None,
         )
         if earlier is not None:
             fit.go_on(earlier)
@@ -176,7 +198,10 @@ def _sheet(
 def _tuned(cfg: TrainConfig, run_dir: Path, world: World, *, is_new: bool) -> TrainConfig:
     if world.size > 1:
         raise ConfigError("tune=true is for one process; tune without torchrun, then give what it says")
-    return tune(cfg, run_dir, lambda line: _say(world, line)) if is_new else apply_tuned(cfg, run_dir)
+    if not is_new:
+        return apply_tuned(cfg, run_dir)
+    tuned = tune(with_size(cfg, longest_size(cfg)), run_dir, lambda line: _say(world, line))
+    return replace(tuned, transforms=cfg.transforms, schedule=cfg.schedule)
 
 
 @contextmanager
@@ -212,6 +237,8 @@ def _opening_line(
         f"{sample_of(train_pipeline.source.class_names or range(num_classes))} classes; "
         f"{cfg.model.name} on {compute.device}, {train_pipeline.workers}"
     )
+    if cfg.schedule.sizes is not None:
+        line += f", {sizes_in_words(cfg)}"
     if world.size > 1:
         line += f", in each of {world.size} ranks"
     if train_pipeline.keeps is not None:

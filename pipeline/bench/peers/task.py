@@ -138,6 +138,7 @@ def _refuse_what_changes_batches(cfg: BenchConfig) -> None:
         ("loader.sampler", cfg.loader.sampler, SamplerName.shuffle),
         ("prefetch.dtype", cfg.prefetch.dtype, ImageDtype.float32),
         ("transforms.max_side", cfg.transforms.max_side, None),
+        ("data.max_samples", cfg.data.max_samples, None),  # they read files and archives themselves
     ):
         if value != working:
             usable = "null" if working is None else working
