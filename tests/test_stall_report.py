@@ -269,6 +269,18 @@ def test_a_report_of_epochs_is_of_all_of_them_and_its_bound_of_most_of_the_time(
     assert report.advice.override is None
 
 
+def test_epochs_so_short_that_their_first_batch_takes_longest_are_said_to_be() -> None:
+    short = replace(costs_of(compute=0.5, decode=0.6), first_batch_s=1.0, wall_s=1.6)
+    report = explain([short] * 3, THREADS, config(), machine())
+    assert report is not None
+    assert (report.bound.lane, report.bound.stage) == (Lane.workers, "first_batch")
+    assert report.bound.pace_s == pytest.approx(1e-3)
+    assert report.advice.why == "none found: the first batch of each epoch takes longer than all others"
+    longer = explain([replace(short, first_batch_s=0.3)], THREADS, config(), machine())
+    assert longer is not None
+    assert longer.bound.stage == "compute"
+
+
 def test_a_report_fits_100_columns() -> None:
     costs = costs_of(compute=0.3, overhead=0.1, read=0.1234, decode=22.345, transform=11.1, collate=0.2, transfer=0.1)
     report = explain([costs], PREFETCHED, config(), machine())

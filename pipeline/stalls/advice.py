@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from pipeline.config import Backend, CachePolicy, Decode, PrefetchDevice, PreloadMode, Store, TrainConfig
-from pipeline.stalls.bound import PYTHON, Bound, Lane, find_bound, python_s
+from pipeline.stalls.bound import FIRST_BATCH, PYTHON, Bound, Lane, find_bound, python_s
 from pipeline.stalls.costs import COMPUTE, OVERHEAD, RANKS, SAVING, Costs
 from pipeline.stats import BUSY, COLLATE, MAKING_CPU, TRANSFER, Lanes
 
@@ -31,6 +31,7 @@ NAMES = {
     SAVING: "saving checkpoints",
     RANKS: "other ranks",
     OVERHEAD: "what stands beside the steps",
+    FIRST_BATCH: "the first batch of each epoch",
 }
 """Stages, as people are told of them."""
 
@@ -76,6 +77,11 @@ def advise(costs: Costs, lanes: Lanes, config: TrainConfig, machine: Machine) ->
     if best is None or speedups[best] < WORTH_IT:
         return Advice(override=None, speedup=1.0, why=_why_none(bound, costs, machine))
     return Advice(override=best, speedup=speedups[best], why=f"{NAMES[bound.stage]} sets the pace")
+
+
+def none_for_short_epochs() -> Advice:
+    """Of a run that mostly waited for the first batches of its epochs."""
+    return Advice(override=None, speedup=1.0, why=f"none found: {NAMES[FIRST_BATCH]} takes longer than all others")
 
 
 def _candidates(

@@ -16,6 +16,8 @@ from pipeline.stats import BUSY, COLLATE, STAGES, TRANSFER, Lanes
 
 PYTHON = "python"
 """What a worker does for a sample beside its stages."""
+FIRST_BATCH = "first_batch"
+"""Waiting for an epoch's first batch, which nothing was made ahead of."""
 
 
 class Lane(StrEnum):
@@ -66,11 +68,25 @@ def find_bound(costs: Costs, lanes: Lanes) -> Bound:
     return Bound(lane=lane, stage=stage, pace_s=sum(parts[lane].values()))
 
 
+def find_bound_of_epoch(costs: Costs, lanes: Lanes) -> Bound:
+    """The same; but of an epoch so short that its first batch took longer than all others, that."""
+    first, later_s, _ = _phases_s(costs, lanes)
+    if first <= later_s:
+        return find_bound(costs, lanes)
+    lane = Lane.workers if lanes.num_threads else Lane.loop
+    return Bound(lane=lane, stage=FIRST_BATCH, pace_s=first / max(1, costs.num_samples))
+
+
 def predicted_s(costs: Costs, lanes: Lanes) -> float:
     """The wall time of an epoch of these costs: its first batch, then the pace of the slowest lane.
 
     The workers' part is what they had not made before it began, and the loop ends a batch after them.
     """
+    return sum(_phases_s(costs, lanes))
+
+
+def _phases_s(costs: Costs, lanes: Lanes) -> tuple[float, float, float]:
+    """The first batch; the others, at the pace of the slowest lane; what the loop does with the last."""
     pace_s = {lane: sum(parts.values()) for lane, parts in parts_of(costs, lanes).items()}
     a_batch = costs.num_samples / max(1, costs.num_batches)
     num_later = max(0.0, costs.num_samples - a_batch)
@@ -78,7 +94,7 @@ def predicted_s(costs: Costs, lanes: Lanes) -> float:
     slowest_s = max(
         num_to_make * lane_s if lane is Lane.workers else num_later * lane_s for lane, lane_s in pace_s.items()
     )
-    return costs.first_batch_s + slowest_s + a_batch * sum(_between_batches(costs).values())
+    return costs.first_batch_s, slowest_s, a_batch * sum(_between_batches(costs).values())
 
 
 def python_s(sample_s: Mapping[str, float]) -> float:

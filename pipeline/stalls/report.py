@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import TrainConfig
-from pipeline.stalls.advice import KEEP_PIXELS, NAMES, Advice, Machine, advise
-from pipeline.stalls.bound import PYTHON, Bound, find_bound, predicted_s, python_s
+from pipeline.stalls.advice import KEEP_PIXELS, NAMES, Advice, Machine, advise, none_for_short_epochs
+from pipeline.stalls.bound import FIRST_BATCH, PYTHON, Bound, find_bound_of_epoch, predicted_s, python_s
 from pipeline.stalls.costs import COMPUTE, COUNTED, LOOP_KINDS, Costs
 from pipeline.stats import BUSY, MAKING_CPU, Lanes
 
@@ -130,18 +130,21 @@ def explain(
     if not epochs:
         return None
     weights: dict[tuple[str, str], float] = defaultdict(float)
-    bounds = [find_bound(costs, lanes) for costs in epochs]
+    bounds = [find_bound_of_epoch(costs, lanes) for costs in epochs]
     for bound, costs in zip(bounds, epochs, strict=True):
         weights[bound.lane, bound.stage] += costs.wall_s
     chosen = max(weights, key=lambda key: weights[key])
     # The advice is for the epochs that are like the most: a cache's first one is like no other.
     like_it = [costs for bound, costs in zip(bounds, epochs, strict=True) if (bound.lane, bound.stage) == chosen]
     total = add_up(epochs)
+    bound = next(bound for bound in reversed(bounds) if (bound.lane, bound.stage) == chosen)
     return StallReport(
         costs=total,
         lanes=lanes,
-        bound=next(bound for bound in reversed(bounds) if (bound.lane, bound.stage) == chosen),
-        advice=advise(add_up(like_it), lanes, config, machine),
+        bound=bound,
+        advice=none_for_short_epochs()
+        if bound.stage == FIRST_BATCH
+        else advise(add_up(like_it), lanes, config, machine),
         predicted_per_sec=total.num_samples / sum(predicted_s(costs, lanes) for costs in epochs),
         measured_per_sec=total.num_samples / total.wall_s,
         num_cores=machine.num_cores,
