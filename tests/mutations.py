@@ -1,6 +1,6 @@
 """Named one-line breakages of the code, each with the test that must fail.
 
-`python tests/mutations.py [NAME ...]` prints which were caught; `test_mutations.py` runs all of them. Each mutation
+`python tests/mutations.py [NAME ...]` prints which were caught; `test_mutations.py` runs them. Each mutation
 edits a copy of the package, and its test runs in a child forked from a process that has the heavy imports already and
 no thread: a fresh interpreter for each would take most of the time. As a control, all the tests must pass on an
 unedited copy, for a test that always fails there would seem to catch everything.
