@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,9 +34,10 @@ from pipeline.config.checks import choice, whole
 from pipeline.dataset import HighPerformanceDataset
 from pipeline.main_script import refuse_while_importing
 from pipeline.prefetch import PrefetchLoader
+from pipeline.quarantine import Quarantine, TooManyBadError
 from pipeline.sources import FileSource
 
-__all__ = ["HighPerformanceDataset", "LRUCache", "PrefetchLoader", "create_dataloader"]
+__all__ = ["HighPerformanceDataset", "LRUCache", "PrefetchLoader", "TooManyBadError", "create_dataloader"]
 
 
 def create_dataloader(
@@ -103,9 +105,12 @@ def create_dataloader(
         sampler: "shuffle", "sequential" or "balanced", instead of `shuffle`.
         drop_last: leave out an epoch's last batch if it is not full.
         seed: decides order and augmentation.
-        on_error: "raise" stops at a file that cannot be decoded and names it. Others are not in this version.
-        max_bad_fraction: used by those others.
-        quarantine: used by those others; only None.
+        on_error: "raise" stops at a file that cannot be decoded and names it; "skip" shortens its batch, to none if
+            need be; "replace" puts another image in its place, which one depends on (seed, epoch, id) alone.
+        max_bad_fraction: with those, the part of all images that may be bad; one more raises `TooManyBadError`. Of
+            several ranks none raises by itself, or it would leave the others waiting: ask `loader.bad.check()`.
+        quarantine: with those, a CSV file that every bad image goes into once; rank r writes one of its own, with `-r`
+            before the ending. None: they are in `loader.bad.causes` only.
         max_restarts: how often dead worker processes are replaced.
         stall_timeout_s: seconds after which a sample that does not come raises.
         cache_policy: "lru"; "pinned": the first images to come stay, which suits shuffled epochs better; or "valued":
@@ -121,7 +126,6 @@ def create_dataloader(
         ValueError: an option is wrong; the message names its key in the configuration, whose meaning it shares.
     """
     refuse_while_importing("create_dataloader")
-    _refuse_unfinished(quarantine=(quarantine, None))
     if transform is not None:
         _refuse_beside_transform(
             augment=isinstance(augment, str),
@@ -186,6 +190,7 @@ def create_dataloader(
         world_size=world_size,
         memory_format=memory_format,
         pin_memory=pin_memory,
+        quarantine=_quarantine(quarantine, on_error=config.data.on_error, rank=rank),
     )
 
 
@@ -202,14 +207,13 @@ def _file_source(data_paths: Sequence[str | PathLike[str]], labels: ArrayLike) -
     return source
 
 
-def _refuse_unfinished(**given: tuple[object, object]) -> None:
-    """Each keyword: what was given, and the only value that works yet."""
-    for name, (value, working) in given.items():
-        if value != working:
-            raise ValueError(
-                f"{name} does not work in this version of create_dataloader; leave it out, "
-                "or drive a HighPerformanceDataset with torch.utils.data.DataLoader"
-            )
+def _quarantine(path: str | PathLike[str] | None, *, on_error: OnError, rank: int) -> Quarantine | None:
+    if path is None:
+        return None
+    if on_error is OnError["raise"]:
+        raise ValueError('quarantine has no use with on_error="raise", which stops at once; use "skip" or "replace"')
+    own = Path(path)
+    return Quarantine(own if rank == 0 else own.with_name(f"{own.stem}-{rank}{own.suffix}"))
 
 
 def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:

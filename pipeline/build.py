@@ -13,15 +13,18 @@ from pipeline.build_batches import Batches, Making
 from pipeline.build_loader import check_memory, describe_workers, resolve_backend
 from pipeline.build_loading import build_loading, could_keep_pixels
 from pipeline.build_prefetch import plan_delivery
-from pipeline.build_source import in_shared_memory, open_source
+from pipeline.build_source import build_bad, in_shared_memory, open_source
 from pipeline.build_transform import build_transform
 from pipeline.cache.theory import advice
-from pipeline.config import Backend, Cache, PipelineConfig, SamplerName, Transforms
+from pipeline.config import Backend, Cache, OnError, PipelineConfig, SamplerName, Transforms
+from pipeline.decode import PILLOW
 from pipeline.loader.batch import Batch
 from pipeline.loader.loader import Loader
+from pipeline.loader.read import is_of_the_sample
 from pipeline.machine import cores_per_rank
 from pipeline.main_script import refuse_while_importing
 from pipeline.prefetch import PrefetchLoader
+from pipeline.quarantine import Quarantine
 from pipeline.sources import Source, Split
 from pipeline.stats import TRANSFER, Stats, in_ms
 
@@ -64,6 +67,8 @@ class Pipeline:
         self.keeps = None if self._loading.store is None else self._loading.store.settings.kind.in_words
         """What the store keeps between epochs: "decoded images"; None: there is none."""
         self._own_transform = own_transform
+        self.bad = making.bad
+        """The bad samples that were passed over; None: the first of them ends the loop."""
         self._is_closed = False
 
     def __len__(self) -> int:
@@ -166,11 +171,14 @@ class Pipeline:
     def stats(self) -> dict[str, float]:
         """Counts, seconds waited for batches, milliseconds an image per stage, and what the store has had.
 
+        Of `decode_count` images `decoded_by_pillow` were not plain JPEGs; libjpeg-turbo decoded the others.
+
         `cache_hit_pct` is the part of all samples so far that the store had; `cache_bound_pct` the most that any cache
         of this capacity could have had of them, `cache_kept_pct` the part of the source that is kept now, and
         `cache_capacity_pct` the part that there is room for.
         """
         totals = self._loader.stats_counters.summary()
+        totals[PILLOW] = self._loader.stats_counters.total(PILLOW)
         prefetcher = self._made.prefetcher
         if prefetcher is not None:
             totals["wait_s"] = prefetcher.wait_s
@@ -220,6 +228,7 @@ def build_pipeline(
     rank: int = 0,
     world_size: int = 1,
     num_epochs: int | None = None,
+    quarantine: Quarantine | None = None,
 ) -> Pipeline:
     """The pipeline of one split.
 
@@ -230,9 +239,12 @@ def build_pipeline(
         rank: which part of every global batch this process gets.
         world_size: how many processes share a global batch.
         num_epochs: epochs that will be asked for, if known, so that nothing is made ahead after the last one.
+        quarantine: is told of every bad sample that is passed over; the caller's.
     """
     training = split == "train"
     transforms = config.transforms.resolved() if training else config.transforms.evaluation()
+    if not training and config.data.on_error is OnError.replace:  # evaluation has every sample once
+        config = replace(config, data=replace(config.data, on_error=OnError.skip))
     return assemble(
         open_source(config.data, split),  # given away: with worker processes it is copied, and let go
         config,
@@ -244,6 +256,7 @@ def build_pipeline(
         rank=rank,
         world_size=world_size,
         num_epochs=num_epochs,
+        quarantine=quarantine,
     )
 
 
@@ -262,8 +275,9 @@ def assemble(
     num_epochs: int | None = None,
     memory_format: str = "channels_last",
     pin_memory: bool = False,
+    quarantine: Quarantine | None = None,
 ) -> Pipeline:
-    """Put a pipeline together from an open source; `config.data` and `config.transforms` are not looked at.
+    """Put a pipeline together from an open source; of `config.data` only what bad samples do is looked at.
 
     The pipeline owns what is made here and closes `source`, if that can be closed. With worker processes it holds a
     copy of `source` whose arrays lie in memory they share, and no reference to `source` itself.
@@ -292,6 +306,7 @@ def assemble(
         arena = None
         if backend is Backend.processes:
             source, arena = in_shared_memory(source, resources, reserved_bytes=slots_bytes)
+        bad = build_bad(config.data, source, name=name, world_size=world_size, quarantine=quarantine)
         loading = build_loading(
             source,
             config.cache,
@@ -303,6 +318,7 @@ def assemble(
             resources=resources,
             in_processes=arena is not None,
             world_size=world_size,
+            passes_over=(lambda _: False) if bad is None else is_of_the_sample,
         )
         making = Making(
             config=config,
@@ -319,6 +335,7 @@ def assemble(
             drop_last=drop_last,
             rank=rank,
             world_size=world_size,
+            bad=bad,
         )
         made = making.batches(transforms, transform, delivery, num_epochs=num_epochs)
         owned = resources.pop_all()

@@ -13,12 +13,13 @@ import torch
 from pipeline.build_loader import build_executor, check_memory
 from pipeline.build_loading import Loading
 from pipeline.build_prefetch import Delivery, plan_delivery
-from pipeline.build_source import make_sampler, order_fingerprint
+from pipeline.build_source import make_sampler, order_fingerprint, tolerance_of
 from pipeline.config import PipelineConfig, SamplerName, Transforms
 from pipeline.loader.loader import EXIT_LIMIT_S, Loader
 from pipeline.loader.order import Order
 from pipeline.loader.sample import MakeSample, Transform
 from pipeline.prefetch import PrefetchLoader
+from pipeline.quarantine import BadSamples
 from pipeline.sources import Source
 from pipeline.stats import Lanes, Stats
 from pipeline.transforms.sample import SampleTransform
@@ -68,6 +69,8 @@ class Making:
     drop_last: bool
     rank: int
     world_size: int
+    bad: BadSamples | None
+    """Is told of bad samples that are passed over; None: the first one raises."""
 
     def plan(self, transforms: Transforms) -> tuple[Transform, Delivery]:
         """The built-in transforms, and how batches of them are delivered. ConfigError where memory lacks the room."""
@@ -95,7 +98,8 @@ class Making:
             fingerprint=cache(partial(order_fingerprint, self.source, self.sampler, transforms, self.function)),
         )
         where, stats = self.source.where, self.stats
-        sample = MakeSample(self.loading.load, transform, where=where, stats=stats)
+        tolerance = None if self.bad is None else tolerance_of(self.config.data, len(self.source), self.config.seed)
+        sample = MakeSample(self.loading.load, transform, where=where, stats=stats, tolerance=tolerance)
         with ExitStack() as resources:
             executor = build_executor(
                 self.config.loader, self.num_workers, sample, self.arena, where=where, stats=stats
@@ -110,6 +114,7 @@ class Making:
                 read_ahead=self.sampler is not SamplerName.sequential,
                 num_epochs=num_epochs,
                 stats=stats,
+                on_bad=None if self.bad is None else self.bad.add,
             )
             prefetcher = delivery.prefetcher(loader)
             if prefetcher is not None:

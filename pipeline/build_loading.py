@@ -78,6 +78,7 @@ def build_loading(
     resources: ExitStack,
     in_processes: bool = False,
     world_size: int = 1,
+    passes_over: Callable[[Exception], bool] = lambda _: False,
 ) -> Loading:
     """What loads samples by id, through the store that the configuration asks for, preloaded if it says so.
 
@@ -92,8 +93,9 @@ def build_loading(
         resources: closes a store and a pack file.
         in_processes: worker processes are to load.
         world_size: how many ranks do the same with the same samples; those of one host share a store.
+        passes_over: the errors of samples that are not preloaded for them; whoever loads them meets them again.
     """
-    making = _Making(source, transforms, stats, name, num_threads)
+    making = _Making(source, transforms, stats, name, num_threads, passes_over)
     read: Callable[[int], Sample] = source.read
     if preloading.mode == "pack":
         read = making.packed(cache, preloading, resources)
@@ -167,6 +169,7 @@ class _Making:
     stats: Stats
     name: str
     num_threads: int
+    passes_over: Callable[[Exception], bool]
 
     def packed(self, cache: Cache, preloading: Preload, resources: ExitStack) -> PackedLoad:
         """From a pack of files, or of pixels where `cache.store` says so."""
@@ -180,6 +183,7 @@ class _Making:
             num_threads=self.num_threads,
             name=self.name,
             resources=resources,
+            passes_over=self.passes_over,
         )
 
     def through(self, store: Store, read: Callable[[int], Sample]) -> CachedLoad | ValuedLoad:
@@ -203,7 +207,8 @@ class _Making:
         if rank is not None:
             ids = np.roll(ids, -(len(ids) * rank.local_rank // rank.local_world_size))
         cures = preload_cures(store.settings.kind)
-        fill(load, store, ids.tolist(), num_threads=self.num_threads, name=self.name, cures=cures)
+        name, num_threads = self.name, self.num_threads
+        fill(load, store, ids.tolist(), num_threads=num_threads, name=name, cures=cures, passes_over=self.passes_over)
         self.stats.forget(HITS, MISSES)
 
     def _decoding(self, read: Callable[[int], Sample], *, borrow: bool = False) -> Decoding:

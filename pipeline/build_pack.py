@@ -34,6 +34,7 @@ def build_pack(
     num_threads: int,
     name: str,
     resources: ExitStack,
+    passes_over: Callable[[Exception], bool] = lambda _: False,
 ) -> PackedLoad:
     """The load from the pack of `source` in `preload.dir`, which is built first if it has to be.
 
@@ -46,6 +47,7 @@ def build_pack(
         num_threads: threads that load and decode for a build.
         name: what is packed, for the file's name and the progress bar.
         resources: closes the pack.
+        passes_over: the errors of samples that are not packed for them.
     """
     # Decoders of another version may make other pixels; whoever changes them must not get the old ones.
     decoders = f"simplejpeg {simplejpeg.__version__}, Pillow {PIL.__version__}"
@@ -58,6 +60,7 @@ def build_pack(
         load=load if decoded else partial(_only_bytes, load),
         stamp=source.stamp,
         where=source.where,
+        passes_over=passes_over,
     )
     pack = open_or_build(
         path,

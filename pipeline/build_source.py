@@ -14,12 +14,15 @@ from pipeline.config import (
     Data,
     FolderData,
     ManifestData,
+    OnError,
     SamplerName,
     SyntheticData,
     TarData,
     Transforms,
 )
+from pipeline.loader.bad import Tolerance
 from pipeline.pickling import check_picklable
+from pipeline.quarantine import BadSamples, Quarantine
 from pipeline.sampler import Sampler, SequentialSampler, ShuffleSampler, WeightedSampler, balanced_weights
 from pipeline.sources import (
     Source,
@@ -67,6 +70,27 @@ def _open_source(data: Data, split: Split) -> Source:
     if isinstance(data, Cifar10Data):
         return open_cifar10(str(data.root), split=split, download=data.download)
     raise TypeError(f"no source is known for {type(data).__name__}")
+
+
+def build_bad(
+    data: Data, source: Source, *, name: str, world_size: int, quarantine: Quarantine | None
+) -> BadSamples | None:
+    """Who keeps the names of the bad samples of `source`, called `name`; None where the first one raises."""
+    if data.on_error is OnError["raise"]:
+        return None
+    return BadSamples(
+        split=name,
+        num_samples=len(source),
+        max_fraction=data.max_bad_fraction,
+        where=source.where,
+        quarantine=quarantine,
+        checks_itself=world_size == 1,
+    )
+
+
+def tolerance_of(data: Data, num_samples: int, seed: int) -> Tolerance:
+    """What `data.on_error`, which does not raise, makes of bad samples."""
+    return Tolerance(replaced_from=num_samples if data.on_error is OnError.replace else None, seed=seed)
 
 
 def make_sampler(name: SamplerName, source: Source, seed: int) -> Sampler:

@@ -90,11 +90,20 @@ def fill(
     num_threads: int,
     name: str,
     cures: Sequence[str],
+    passes_over: Callable[[Exception], bool] = lambda _: False,
 ) -> None:
-    """Load `ids`, samples called `name`, into `store`, in that order; ConfigError with `cures` when it has no room."""
+    """Load `ids`, samples called `name`, into `store`, in that order; ConfigError with `cures` when it has no room.
+
+    A sample whose error it `passes_over` is left to whoever wants it.
+    """
 
     def load_and_check(id: int) -> Sample:
-        sample = load(id)
+        try:
+            sample = load(id)
+        except Exception as error:
+            if passes_over(error):
+                return b""
+            raise
         if not store.has(id) and len(sample) > 0:
             raise ConfigError(
                 f"the images of {name} are larger than a few of them looked: there is room for "

@@ -27,6 +27,7 @@ from pipeline.config import BenchConfig, ConfigError, TrainConfig
 from pipeline.config.compose import to_config
 from pipeline.config.messages import one_line
 from pipeline.launched import LostRankError, is_first_rank, is_launched
+from pipeline.quarantine import TooManyBadError
 from pipeline.training.resume import LAST, checkpoint_to_continue, command_to_continue, keep_earlier
 from pipeline.training.stopping import RunError, Stopped
 from pipeline.training.sweep_table import print_sweep, record_failure
@@ -169,7 +170,7 @@ def _run_task(task: Task, composed: DictConfig, program: str) -> float:
         if wrong_config:
             _refuse(error)
         of_a_sample = [note for note in getattr(error, "__notes__", ()) if "sample id" in note]
-        if isinstance(error, RunError) and not _SHOW_ALL:
+        if isinstance(error, RunError | TooManyBadError) and not _SHOW_ALL:
             sys.stderr.write(f"{error}\n")
             sys.exit(1)
         if of_a_sample and not _SHOW_ALL:  # the data is at fault and no line of code: say which file

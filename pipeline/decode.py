@@ -20,9 +20,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.orientation import START_OF_SCAN, mirrored_axes, read_orientation, swaps_sides, upright
+from pipeline.stats import StageClock
 
 # What libjpeg scales by for less work. It offers other eighths too, which take longer than decoding every pixel.
 DENOMINATORS = (1, 2, 4, 8)
+
+MAX_PIXELS = 178_956_970
+"""Of an image, whatever decodes it: Pillow's own limit against files that are small and decode to gigabytes."""
+PILLOW = "decoded_by_pillow"
+"""What `Stats` calls images that Pillow decoded; libjpeg-turbo decoded the others."""
 
 _PLAIN = ("YCbCr", "Gray", "RGB")
 _JPEG = b"\xff\xd8"
@@ -36,6 +42,10 @@ _MAX_KEPT_BYTES = 64 << 20
 # place behind it.
 _STRAY_BYTES = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
 _RESTARTS = range(0xD0, 0xD8)
+
+
+class BadImageError(ValueError):
+    """The bytes of a sample are no image that can be read: it is the sample's fault, and always will be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +116,10 @@ def inspect(data: bytes) -> ImageInfo:
     """Read the header of an encoded image.
 
     Raises:
-        ValueError: `data` is no image that can be read; the message says why.
+        BadImageError: `data` is no image that can be read; the message says why.
     """
     if not data:
-        raise ValueError("the file is empty (0 bytes)")
+        raise BadImageError("the file is empty (0 bytes)")
     if data.startswith(_JPEG):
         try:
             # Warnings wait for `decode`, which tells harmless from harmful; here they would hide the size.
@@ -121,7 +131,7 @@ def inspect(data: bytes) -> ImageInfo:
                 orientation = read_orientation(data)
                 if swaps_sides(orientation):
                     height, width = width, height
-                return ImageInfo(height, width, orientation, plain_jpeg=True)
+                return _within_limit(ImageInfo(height, width, orientation, plain_jpeg=True))
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
@@ -132,7 +142,16 @@ def inspect(data: bytes) -> ImageInfo:
         raise
     except Exception as error:  # Pillow's plugins raise whatever they stumble over
         raise _unreadable(data, error) from error
-    return ImageInfo(height, width)
+    return _within_limit(ImageInfo(height, width))
+
+
+def _within_limit(info: ImageInfo) -> ImageInfo:
+    if info.height * info.width > MAX_PIXELS:
+        raise BadImageError(
+            f"{info.width:,} x {info.height:,} pixels, more than the {MAX_PIXELS:,} that are decoded; "
+            "save it smaller beforehand"
+        )
+    return info
 
 
 def decode(data: bytes, info: ImageInfo, scratch: Scratch, *, denominator: int = 1) -> NDArray[np.uint8]:
@@ -144,7 +163,7 @@ def decode(data: bytes, info: ImageInfo, scratch: Scratch, *, denominator: int =
     laid over white.
 
     Raises:
-        ValueError: the image is truncated or damaged; the message says how.
+        BadImageError: the image is truncated or damaged; the message says how.
     """
     if denominator not in DENOMINATORS:
         raise ValueError(f"denominator must be one of {DENOMINATORS}, got {denominator}")
@@ -159,6 +178,13 @@ def decode(data: bytes, info: ImageInfo, scratch: Scratch, *, denominator: int =
     if info.orientation == 1:
         return pixels
     return upright(pixels, info.orientation, scratch.pixels("upright", (height, width, 3)))
+
+
+def count_decoded(clock: StageClock, info: ImageInfo, spent_s: float) -> None:
+    """Count an image that was decoded in `spent_s`, and by which decoder."""
+    clock.add("decode", spent_s)
+    if not info.plain_jpeg:
+        clock.tally(PILLOW)
 
 
 def _decode_jpeg(data: bytes, buffer: NDArray[np.uint8], denominator: int) -> NDArray[np.uint8]:
@@ -193,7 +219,7 @@ def _decode_jpeg(data: bytes, buffer: NDArray[np.uint8], denominator: int) -> ND
             except ValueError as error:
                 fault = error if candidate is mended else fault
     truncated = "Premature end of JPEG file" in str(fault)
-    raise ValueError(f"{'truncated' if truncated else 'damaged'} JPEG: {fault}") from fault
+    raise BadImageError(f"{'truncated' if truncated else 'damaged'} JPEG: {fault}") from fault
 
 
 def _without_stray_bytes_in_header(jpeg: bytes) -> tuple[bytes, int]:
@@ -251,7 +277,7 @@ def _refuse_damaged_cmyk(data: bytes) -> None:
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode} have no fixed range that 8 bits could stand for")
+        raise BadImageError(f"pixels of mode {image.mode} have no fixed range that 8 bits could stand for")
     if image.mode.startswith("I;16"):
         # convert() would clip at 255 and leave a white image
         levels = np.asarray(image).astype(np.uint32)
@@ -263,8 +289,10 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _unreadable(data: bytes, error: Exception) -> ValueError:
+def _unreadable(data: bytes, error: Exception) -> BadImageError:
+    if isinstance(error, Image.DecompressionBombError):
+        return BadImageError(f"more than the {MAX_PIXELS:,} pixels that are decoded; save it smaller beforehand")
     if isinstance(error, UnidentifiedImageError):
         kind = "a truncated or damaged JPEG header" if data.startswith(_JPEG) else "no known image format"
-        return ValueError(f"{kind}: {len(data):,} bytes that begin with {data[:12]!r}")
-    return ValueError(f"unreadable image: {error}")
+        return BadImageError(f"{kind}: {len(data):,} bytes that begin with {data[:12]!r}")
+    return BadImageError(f"unreadable image: {error}")

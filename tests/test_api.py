@@ -103,6 +103,22 @@ def test_a_pack_of_pixels_takes_the_place_of_a_cache_of_any_size(
     assert len(list((tmp_path / "data" / ".packs").glob("images-decoded-*.pack"))) == 1
 
 
+@pytest.mark.parametrize(
+    "options", [{"num_workers": 2}, {"num_workers": 1, "backend": "processes"}, {"num_workers": 1, "store": "decoded"}]
+)
+def test_stats_say_how_many_images_were_no_plain_jpegs(
+    jpegs: list[Path], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    pngs = [tmp_path / f"{number}.png" for number in range(5)]
+    for path in pngs:
+        Image.new("RGB", (12, 9), (200, 10, 30)).save(path)
+    paths = [*jpegs[:7], *pngs]
+    with create_dataloader(paths, [0] * 12, 4, img_size=16, cache_size=12, **options) as loader:
+        list(loader)
+        stats = loader.stats()
+    assert (stats["decode_count"], stats["decoded_by_pillow"]) == (12, 5)
+
+
 def test_class_balanced_sampling_shows_rare_classes_as_often(jpegs: list[Path]) -> None:
     labels = [0] * 20 + [1] * 3
     with create_dataloader(jpegs, labels, 23, num_workers=1, img_size=8, sampler="balanced") as loader:
@@ -114,14 +130,14 @@ def test_class_balanced_sampling_shows_rare_classes_as_often(jpegs: list[Path]) 
     ("options", "message"),
     [
         ({"transform": abs, "augment": "light"}, "transform replaces the built-in transforms"),
-        ({"quarantine": "q.csv"}, "quarantine does not work in this version"),
+        ({"quarantine": "q.csv"}, "quarantine has no use with on_error=.raise."),
         ({"stall_timeout_s": 0}, r"loader\.stall_timeout_s must be > 0, got 0"),
         ({"max_restarts": -1}, r"loader\.max_restarts must be >= 0, got -1"),
-        ({"max_bad_fraction": 0.5}, r"data\.max_bad_fraction=0.5 does not work in this version"),
+        ({"max_bad_fraction": 0.5}, r"data\.max_bad_fraction=0.5 has no use with data\.on_error=raise"),
         ({"cache_size": -5}, "cache_size must be >= 0, got -5"),
         ({"shuffle": True, "sampler": "sequential"}, "shuffle or sampler, not both"),
         ({"backend": "process"}, r"loader\.backend has no choice 'process'; did you mean processes"),
-        ({"on_error": "skip"}, r"data\.on_error=skip does not work in this version"),
+        ({"on_error": "drop"}, r"data\.on_error has no choice 'drop'"),
         ({"threads_per_worker": 2}, r"loader\.threads_per_worker=2 is for worker processes"),
         ({"num_workers": -1}, r"loader\.num_workers must be >= 0, got -1"),
         ({"batch_size": 0}, r"loader\.batch_size must be >= 1, got 0"),

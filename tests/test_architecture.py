@@ -26,6 +26,7 @@ FLOW = [
     "transforms",
     "loader",
     "prefetch",
+    "quarantine",
     "build_estimate",
     "build_budget",
     "build_loader",

@@ -256,17 +256,10 @@ def test_a_cache_before_a_pack_of_pixels_is_refused_naming_its_keys(policy: str)
     make(policy, "auto")
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: config("data.on_error=skip"), "data.on_error=skip"),
-        (lambda: config("data.max_bad_fraction=0.5"), "data.max_bad_fraction=0.5"),
-    ],
-)
-def test_what_does_not_work_yet_is_refused_by_name(make: Any, message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        make()
-    assert str(caught.value).startswith(f"{message} does not work in this version; ")
+def test_a_limit_of_bad_samples_is_refused_where_the_first_one_stops() -> None:
+    with pytest.raises(ConfigError, match=r"^data\.max_bad_fraction=0.5 has no use with data\.on_error=raise"):
+        config("data.max_bad_fraction=0.5")
+    assert config("data.max_bad_fraction=0.5", "data.on_error=skip").data.max_bad_fraction == 0.5
 
 
 def test_a_pipeline_alone_needs_no_training_groups() -> None:

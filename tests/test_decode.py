@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pipeline.decode import Scratch, decode, inspect
+from pipeline.decode import BadImageError, Scratch, decode, inspect
 
 
 def photo(height: int = 93, width: int = 125, seed: int = 0) -> Image.Image:
@@ -77,6 +78,25 @@ def test_every_orientation_is_undone_by_both_decoders(orientation: int, mode: st
 def test_a_tiff_is_turned_once() -> None:
     data = with_orientation(photo(), 6, "TIFF")
     np.testing.assert_array_equal(decoded(data), np.rot90(np.asarray(photo()), -1))
+
+
+@pytest.mark.parametrize(("format", "options"), [("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True})])
+def test_of_an_animation_the_first_frame_is_seen(format: str, options: dict[str, Any]) -> None:
+    frames = [Image.new("RGB", (24, 16), colour) for colour in ((250, 0, 0), (0, 250, 0), (0, 0, 250))]
+    data = encoded(frames[0], format, save_all=True, append_images=frames[1:], duration=40, **options)
+    assert getattr(Image.open(io.BytesIO(data)), "n_frames", 1) == 3
+    np.testing.assert_array_equal(decoded(data), np.asarray(frames[0]))
+
+
+def test_an_image_of_too_many_pixels_is_refused_by_its_header_whatever_would_decode_it() -> None:
+    jpeg, png = bytearray(encoded(photo())), bytearray(encoded(photo(), "PNG"))
+    frame = jpeg.index(b"\xff\xc0") + 5
+    jpeg[frame : frame + 4] = (30_000).to_bytes(2, "big") * 2
+    png[16:24] = (30_000).to_bytes(4, "big") * 2
+    png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
+    for data in (jpeg, png):
+        with pytest.raises(BadImageError, match=r"more than the 178,956,970.* decoded; save it smaller beforehand"):
+            inspect(bytes(data))
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 700])

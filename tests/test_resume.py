@@ -433,7 +433,7 @@ def test_scheduling_may_change_and_everything_else_may_not(images: Path) -> None
         "run.name", "run.num_threads", "run.save_every_steps", "run.max_steps", "run.keep_top",
         "loader.backend", "loader.num_workers", "loader.worker_scale", "loader.prefetch_factor",
         "loader.threads_per_worker", "loader.max_restarts", "loader.stall_timeout_s",
-        "prefetch.device", "prefetch.num_batches", "data.root",
+        "prefetch.device", "prefetch.num_batches", "data.root", "data.on_error", "data.max_bad_fraction",
     }  # fmt: skip
     for group, values in before.items():
         for key in values if isinstance(values, dict) else [None]:

@@ -337,7 +337,7 @@ def test_a_stage_of_a_sample_in_worker_processes_is_counted_too(photographs: Pat
 
 
 def test_waiting_for_workers_is_not_collating(photographs: Path) -> None:
-    report = report_of(short_run(photographs, loader={"num_workers": 1}), stage="read", delay_s=5e-3)
+    report = report_of(short_run(photographs, loader={"num_workers": 1}), stage="read", delay_s=2e-2)
     assert report.costs.sample_s["collate"] < report.costs.sample_s["read"] / 3
     assert report.bound.stage == "read"
 

@@ -240,9 +240,9 @@ def test_rows_before_the_one_that_fails_are_made_and_counted() -> None:
     transform = Acting()
     sample = MakeSample(Tiny({20: "no image"}), transform, where=named, stats=Stats())
     draws, rows = np.zeros((32, transform.num_draws)), np.full((32, *transform.row_shape), np.nan, np.float32)
-    made, error = make_rows(sample, list(range(32)), draws, rows, lambda *_: True)
-    assert made == 20
-    assert error is not None
+    made = make_rows(sample, list(range(32)), draws, rows, lambda *_: True)
+    assert made.num_rows == 20
+    assert made.error is not None
     assert np.isfinite(rows[:20]).all()
 
 

@@ -80,6 +80,7 @@ class ListPipeline:
         self.num_samples = len(self.source.labels)
         self.num_workers = 0
         self.with_replacement = False
+        self.bad = None
         self.workers, self.keeps = "no workers", None
         self.lanes = Lanes(num_threads=0, queue_batches=0, prefetched_batches=0)
         self.epoch = 0

@@ -19,6 +19,7 @@ from pipeline.cache.load import Sample
 
 MAGIC = b"HEADRACE"
 VERSION = 2
+LACKING = (0, -1)
 _HEADER = struct.Struct("<8sIIQ32s32s16s")
 """The fields of `_Header`; then the arrays of `PackIndex`, then the samples."""
 
@@ -48,7 +49,7 @@ class PackIndex:
     names: NDArray[np.uint64]
     """(n,): hashes of what the source calls the samples."""
     shapes: NDArray[np.int32]
-    """(n, 2): height and width of pixels; zeros for an encoded image."""
+    """(n, 2): height and width of pixels; zeros for an encoded image, `LACKING` for one that could not be loaded."""
 
     @classmethod
     def over(cls, memory: bytearray | mmap.mmap, count: int, start_byte: int) -> Self:
@@ -138,6 +139,10 @@ class PackFile:
         start, end = index.offsets[id : id + 2].tolist()
         height, width = index.shapes[id].tolist()
         return memory[start:end].reshape(height, width, 3) if height else memory[start:end].tobytes()
+
+    def lacks(self, id: int) -> bool:
+        """Whether sample `id` could not be loaded when this was built: only the source may have it."""
+        return bool((self.index.shapes[id] == LACKING).all())
 
     def holds(self, id: int, where: str, stamp: int) -> bool:
         """Whether sample `id` is the one that its source calls `where`, with this stamp."""

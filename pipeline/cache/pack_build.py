@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.load import Sample
-from pipeline.cache.pack import PackFile, PackIndex, PackKey, first_sample_byte, hash_name, marker_of, write_head
+from pipeline.cache.pack import (
+    LACKING,
+    PackFile,
+    PackIndex,
+    PackKey,
+    first_sample_byte,
+    hash_name,
+    marker_of,
+    write_head,
+)
 from pipeline.config import ConfigError
 from pipeline.lock import file_lock
 
@@ -33,6 +42,8 @@ class PackContents:
     stamp: Callable[[int], int]
     """64 bits that change with the file of sample `id`."""
     where: Callable[[int], str]
+    passes_over: Callable[[Exception], bool] = lambda _: False
+    """Errors of `load` and `stamp` for which an entry is empty: whoever wants the sample loads it from the source."""
 
 
 class PackEntry(NamedTuple):
@@ -40,7 +51,8 @@ class PackEntry(NamedTuple):
 
     stamp: int
     name: int
-    sample: Sample
+    sample: Sample | None
+    """None: an error that is passed over kept it from being loaded."""
     is_taken_over: bool
 
 
@@ -135,9 +147,15 @@ def _write(file: IO[bytes], contents: PackContents, earlier: _Earlier, each: Eac
 
     def make(id: int) -> PackEntry:
         # Before the sample is loaded: a file that changes meanwhile has another stamp than its entry.
-        stamp, name = contents.stamp(id), hash_name(contents.where(id))
-        sample = earlier.find(name, stamp)
-        return PackEntry(stamp, name, contents.load(id) if sample is None else sample, sample is not None)
+        stamp, name = 0, hash_name(contents.where(id))
+        try:
+            stamp = contents.stamp(id)
+            sample = earlier.find(name, stamp)
+            return PackEntry(stamp, name, contents.load(id) if sample is None else sample, sample is not None)
+        except Exception as error:
+            if contents.passes_over(error):
+                return PackEntry(stamp, name, None, is_taken_over=False)
+            raise
 
     first = file.seek(first_sample_byte(contents.count))
     head = bytearray(32 * contents.count + 8)
@@ -148,7 +166,9 @@ def _write(file: IO[bytes], contents: PackContents, earlier: _Earlier, each: Eac
         for id, (stamp, name, sample, is_taken_over) in enumerate(entries):
             if isinstance(sample, np.ndarray):
                 index.shapes[id] = sample.shape[:2]
-            index.offsets[id + 1] = index.offsets[id] + file.write(_memory(sample))
+            if sample is None:
+                index.shapes[id] = LACKING
+            index.offsets[id + 1] = index.offsets[id] + file.write(b"" if sample is None else _memory(sample))
             index.stamps[id], index.names[id] = stamp, name
             num_taken_over += is_taken_over
     write_head(file, contents.key, memoryview(head))
@@ -186,7 +206,8 @@ class _Earlier:
             low, high = (int(names.searchsorted(np.uint64(name), side)) for side in ("left", "right"))
             place = low + int(stamps[low:high].searchsorted(np.uint64(stamp)))
             if place < high and int(stamps[place]) == stamp:
-                return pack(int(ids[place]))
+                found = int(ids[place])
+                return None if pack.lacks(found) else pack(found)
         return None
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pipeline.cache.load import Sample
 from pipeline.cache.pack import PackFile
 
-_UNCHECKED, _FRESH, _CHANGED = range(3)
+_UNCHECKED, _FRESH, _FROM_SOURCE = range(3)
 
 _log = logging.getLogger(__name__)
 
@@ -53,8 +53,8 @@ class PackedLoad:
             fresh = self._pack.holds(id, self._where(id), self._stamp(id))
         except OSError:
             # What the file's state is, is for the source to say: it raises, or a later stat succeeds.
-            return _CHANGED
-        self._states[id] = _FRESH if fresh else _CHANGED
+            return _FROM_SOURCE
+        self._states[id] = _FRESH if fresh and not self._pack.lacks(id) else _FROM_SOURCE
         if not fresh and self._told.acquire(blocking=False):
             self._pack.mark_stale()
             _log.warning(

@@ -36,6 +36,11 @@ class Data:
             high=1,
             cure="0.1 allows one in ten",
         )
+        if self.on_error is OnError["raise"] and self.max_bad_fraction != Data.max_bad_fraction:
+            raise ConfigError(
+                f"data.max_bad_fraction={self.max_bad_fraction:g} has no use with data.on_error=raise, which stops at "
+                "the first bad sample; use data.on_error=skip or replace"
+            )
         self.val_fraction = real(
             "data.val_fraction",
             self.val_fraction,

@@ -14,7 +14,6 @@ from pipeline.config.report import Report
 from pipeline.config.run import Debug, Run
 from pipeline.config.training import Dist, Logger, Optim, Schedule
 from pipeline.config.transforms import Decode, Transforms
-from pipeline.config.unfinished import refuse_unfinished
 
 AUTO = "auto"
 """The value of `resume` that stands for the directory of `run.name`."""
@@ -46,7 +45,6 @@ class PipelineConfig:
                 f"cache.policy={self.cache.policy} would keep what preload=pack with cache.store=decoded maps already; "
                 "use cache=none, or cache.store=encoded"
             )
-        refuse_unfinished(self)
 
 
 @dataclass(kw_only=True)

@@ -176,9 +176,8 @@ class Dispatcher:
         ticket = self._inbox.next_ticket
         self._inbox.next_ticket = ticket + 1
         worker.outstanding[ticket] = ring_file, task
-        work = Work(
-            ticket, job.slot, task.start, job.ids[task.start : task.stop], job.plan.draws[task.start : task.stop]
-        )
+        ids, draws = job.ids[task.start : task.stop], job.plan.draws[task.start : task.stop]
+        work = Work(ticket, job.slot, task.start, ids, draws, job.plan.epoch)
         try:
             if worker.ring is not ring_file:
                 worker.connection.send(ring_file.ring, [ring_file.fd])
@@ -213,6 +212,7 @@ class Dispatcher:
             worker.is_alone = False
             if self._accused:
                 self._acquit(task.job.ids[task.start : task.start + message.num_made])
+            task.job.add_bad(message.bad, first=task.start)
             if message.failure is not None:
                 task.job.failures.append((message.failure.row, _noted(message.failure)))
             task.job.finish_task()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.decode import BadImageError
+from pipeline.loader.bad import BadRow, TolerantFunction, mend
 from pipeline.loader.order import Plan
 
 
@@ -45,7 +48,7 @@ class Job:
     The slot may be used again only after `wait` returned: a cancelled job's last tasks may still be writing.
     """
 
-    __slots__ = ("_done", "_lock", "_remaining", "cancelled", "failures", "ids", "plan", "rows", "slot")
+    __slots__ = ("_done", "_lock", "_remaining", "bad", "cancelled", "failures", "ids", "plan", "rows", "slot")
 
     def __init__(self, plan: Plan, slot: int, rows: NDArray[np.generic]) -> None:
         self.plan = plan
@@ -53,6 +56,7 @@ class Job:
         self.rows = rows
         self.ids: list[int] = plan.ids.tolist()
         self.failures: list[tuple[int, BaseException]] = []
+        self.bad: list[BadRow] = []
         self.cancelled = False
         self._remaining = 0
         self._lock = threading.Lock()
@@ -70,6 +74,11 @@ class Job:
         """A task that has not ended becomes `count` more."""
         with self._lock:
             self._remaining += count
+
+    def add_bad(self, bad: list[BadRow], *, first: int) -> None:
+        """Rows of a task, counted from its `first`, that their own samples are not in."""
+        for bad_row in bad:
+            self.bad.append(bad_row._replace(row=first + bad_row.row))  # atomic: tasks end in several threads
 
     def finish_task(self) -> None:
         """Called once by every task, however it ended."""
@@ -123,7 +132,9 @@ class Task(NamedTuple):
             return True
 
         try:
-            made, error = make_rows(sample, ids, job.plan.draws[start:stop], job.rows[start:stop], begin)
+            draws, rows = job.plan.draws[start:stop], job.rows[start:stop]
+            made, error, bad = make_rows(sample, ids, draws, rows, begin, epoch=job.plan.epoch)
+            job.add_bad(bad, first=start)
             if error is not None:
                 job.failures.append((start + made, error))
             del error  # this frame must not hold it, and through its traceback the loader, when the consumer has it
@@ -131,7 +142,49 @@ class Task(NamedTuple):
             job.finish_task()
 
 
+class Made(NamedTuple):
+    """What became of a task's rows."""
+
+    num_rows: int
+    """Rows made, in order; those of bad samples that are tolerated among them."""
+    error: BaseException | None
+    """Why the next was not; None where nobody wanted it."""
+    bad: list[BadRow]
+
+
 def make_rows(
+    sample: SampleFunction,
+    ids: list[int],
+    draws: NDArray[np.float64],
+    rows: NDArray[np.generic],
+    begin: Begin,
+    *,
+    epoch: int = 0,
+) -> Made:
+    """Make rows up to the first that fails or that nobody wants."""
+    tolerance = sample.tolerance if isinstance(sample, TolerantFunction) else None
+    start, bad = 0, list[BadRow]()
+    while True:
+        later = partial(_begin_later, begin, start)
+        made, error = _make_some(sample, ids[start:], draws[start:], rows[start:], later)
+        row = start + made
+        try:
+            if tolerance is None or not isinstance(error, BadImageError):
+                return Made(row, error, bad)
+            make = partial(sample, draws=draws[row], row=rows[row])
+            bad.append(mend(error, row, ids[row], candidates=tolerance.candidates(ids[row], epoch), make=make))
+        except BaseException as another:
+            return Made(row, another, bad)
+        finally:
+            del error  # its traceback refers to this frame: a cycle would keep all it holds
+        start = row + 1
+
+
+def _begin_later(begin: Begin, start: int, first: int, count: int) -> bool:
+    return begin(start + first, count)
+
+
+def _make_some(
     sample: SampleFunction, ids: list[int], draws: NDArray[np.float64], rows: NDArray[np.generic], begin: Begin
 ) -> tuple[int, BaseException | None]:
     """How many rows were made, in order, and why the next was not; None where nobody wanted it."""

@@ -6,7 +6,7 @@ import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike
 
+from pipeline.loader.bad import mended
 from pipeline.loader.batch import Batch
 from pipeline.loader.executors import Executor
 from pipeline.loader.job import Job
@@ -21,6 +22,8 @@ from pipeline.loader.order import Order
 from pipeline.loader.slots import SlotRing, max_slots, slot_bytes
 from pipeline.loader.state import make_state, resume_point
 from pipeline.stats import BUSY, COLLATE, Stats
+
+OnBad = Callable[[list[tuple[int, str]]], None]
 
 EXIT_LIMIT_S = 5.0
 """How long closing, collecting a loader, or the interpreter's exit waits for a thread that does not end."""
@@ -51,6 +54,7 @@ class Loader:
         read_ahead: bool = False,
         num_epochs: int | None = None,
         stats: Stats | None = None,
+        on_bad: OnBad | None = None,
     ) -> None:
         """Take ownership of `executor`.
 
@@ -63,10 +67,13 @@ class Loader:
             read_ahead: begin the next epoch before it is asked for.
             num_epochs: the known number of epochs, after which nothing is read ahead; None when unknown.
             stats: counters to fill; new ones when None.
+            on_bad: told of the bad samples that a batch passed over, by id with their causes, before it is handed over;
+                what it raises ends the epoch's iterator.
         """
         self.order = order
         self.stats_counters = stats if stats is not None else Stats()
         self._executor = executor
+        self._on_bad = on_bad
         self._channels_last = channels_last
         self._row = (row_shape, row_dtype)
         self._read_ahead = read_ahead and executor.num_workers > 0
@@ -255,6 +262,7 @@ class Loader:
                 raise failure
             finally:
                 del failure, job  # the error's traceback refers to this frame: a cycle would keep all it holds
+        self._tell_of_bad(job)
         batch = self._hand_over(job)
         if self._executor.num_workers:
             self._submit_ahead()
@@ -263,8 +271,17 @@ class Loader:
         clock.add(COLLATE, took_s - waited_s - (clock.seconds[BUSY] - made_s), len(batch.ids))
         return batch
 
+    def _tell_of_bad(self, job: Job) -> None:
+        if self._on_bad is None or not job.bad:
+            return
+        try:
+            self._on_bad([cause for bad_row in sorted(job.bad) for cause in bad_row.causes])
+        except BaseException:
+            self._ring.give_back(job.slot)
+            raise
+
     def _hand_over(self, job: Job) -> Batch:
-        plan = job.plan
+        plan = mended(job.plan, job.rows, job.bad, self.order.labels) if job.bad else job.plan
         rows, is_copied = self._ring.lend(job.slot, len(plan.ids))
         self.stats_counters.copied_batches += is_copied
         images = torch.from_numpy(rows)

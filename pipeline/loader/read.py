@@ -5,20 +5,37 @@ Worker processes import this file and not what builds it: every module is memory
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
-from time import perf_counter
+from time import perf_counter, sleep
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.load import Sample
-from pipeline.decode import Scratch, ThreadScratch, decode, inspect
+from pipeline.decode import BadImageError, Scratch, ThreadScratch, count_decoded, decode, inspect
 from pipeline.stats import Stats
 from pipeline.transforms.sample import shrink_to
 
+OF_THE_FILE = frozenset(
+    (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
+)
+"""What opening a file says that will be no other tomorrow."""
+_OF_THE_WEATHER = frozenset((errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTDOWN))
+_TRY_AGAIN_AFTER_S = (0.1, 0.5)
+
+
+def is_of_the_sample(error: Exception) -> bool:
+    """Whether what kept a sample from being loaded is its own fault, and would do so every time."""
+    return isinstance(error, BadImageError) or (isinstance(error, OSError) and error.errno in OF_THE_FILE)
+
 
 class TimedRead:
-    """`read(id)` that counts its calls and seconds as the stage `read`."""
+    """`read(id)` that counts its calls and seconds as the stage `read`.
+
+    What a disk or a network may do at the next try, it is asked again, twice; then it raises, whatever `data.on_error`
+    says, or batches would depend on the weather.
+    """
 
     def __init__(self, read: Callable[[int], Sample], stats: Stats) -> None:
         self._read = read
@@ -27,9 +44,19 @@ class TimedRead:
     def __call__(self, id: int) -> Sample:
         """Read sample `id`."""
         began = perf_counter()
-        sample = self._read(id)
+        sample = self._patiently(id)
         self._stats.clock.add("read", perf_counter() - began)
         return sample
+
+    def _patiently(self, id: int) -> Sample:
+        for wait_s in _TRY_AGAIN_AFTER_S:
+            try:
+                return self._read(id)
+            except OSError as error:
+                if error.errno not in _OF_THE_WEATHER:
+                    raise
+            sleep(wait_s)
+        return self._read(id)
 
 
 class Decoding:
@@ -65,12 +92,13 @@ class Decoding:
             return shrink_to(sample, self._max_side)
         began = perf_counter()
         try:
-            pixels = shrink_to(decode(sample, inspect(sample), self._scratch()), self._max_side)
+            info = inspect(sample)
+            pixels = shrink_to(decode(sample, info, self._scratch()), self._max_side)
         except ValueError as error:
             error.add_note(f"stage decode, sample id {id}, {self._where(id)}")
             raise
         if self._stats is not None:
-            self._stats.clock.add("decode", perf_counter() - began)
+            count_decoded(self._stats.clock, info, perf_counter() - began)
         return pixels
 
     def _scratch(self) -> Scratch:

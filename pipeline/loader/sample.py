@@ -11,8 +11,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decode import Scratch, ThreadScratch
+from pipeline.decode import BadImageError, Scratch, ThreadScratch
+from pipeline.loader.bad import Tolerance
 from pipeline.loader.job import Begin
+from pipeline.loader.read import OF_THE_FILE
 from pipeline.stats import BUSY, MAKING_CPU, StageClock, Stats
 
 
@@ -81,9 +83,11 @@ class MakeSample:
         *,
         where: Callable[[int], str],
         stats: Stats,
+        tolerance: Tolerance | None = None,
     ) -> None:
         """Use `load(id)` for an encoded image or decoded RGB pixels, and `where(id)` to name a sample in errors."""
         self._load = load
+        self.tolerance = tolerance
         self.transform = transform
         self._together = transform if isinstance(transform, ManyTransform) else None
         self.most_rows = 1 if self._together is None else self._together.most_rows
@@ -155,6 +159,8 @@ class MakeSample:
             return self._load(id)
         except Exception as error:
             self._note(error, "read", id)
+            if self.tolerance is not None and isinstance(error, OSError) and error.errno in OF_THE_FILE:
+                raise BadImageError(str(error.strerror)) from error
             raise
 
     def _make(self, sample: bytes | NDArray[np.uint8], id: int, draws: NDArray[np.float64], row: NDArray[Any]) -> None:

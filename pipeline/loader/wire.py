@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.loader.bad import BadRow
 from pipeline.main_script import MainScript
 
 _LENGTH = struct.Struct("<I")
@@ -51,6 +52,7 @@ class Work(NamedTuple):
     row: int
     ids: list[int]
     draws: NDArray[np.float64]
+    epoch: int
 
 
 class Ready(NamedTuple):
@@ -80,6 +82,8 @@ class Done(NamedTuple):
     ticket: int
     num_made: int
     failure: Failure | None
+    bad: list[BadRow]
+    """Counted from the work's first row."""
     clock: tuple[dict[str, float], dict[str, int]]
     """Seconds and calls per stage since the last message."""
     private_bytes: int

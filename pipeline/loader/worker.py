@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.launched import die_with
+from pipeline.loader.bad import BadRow
 from pipeline.loader.hands import Hands
 from pipeline.loader.job import SampleFunction, make_rows
 from pipeline.loader.sample import MakeSample  # noqa: F401  # import decoders while the loader is still at work
@@ -136,11 +137,13 @@ class _Worker:
         assert self._hands is not None
         assert self._sample is not None
         hand = self._hello.number * self._hello.num_threads + thread
-        num_made, failure = _make_rows(slots, work, self._sample, self._hands, hand)
-        self._connection.send(Done(work.ticket, num_made, failure, self._stats.clock.take(), _private_bytes()))
+        num_made, failure, bad = _make_rows(slots, work, self._sample, self._hands, hand)
+        self._connection.send(Done(work.ticket, num_made, failure, bad, self._stats.clock.take(), _private_bytes()))
 
 
-def _make_rows(slots: Slots, work: Work, sample: SampleFunction, hands: Hands, hand: int) -> tuple[int, Failure | None]:
+def _make_rows(
+    slots: Slots, work: Work, sample: SampleFunction, hands: Hands, hand: int
+) -> tuple[int, Failure | None, list[BadRow]]:
     """`make_rows`, its error as a message can have it."""
 
     def begin(first: int, count: int) -> bool:
@@ -150,8 +153,9 @@ def _make_rows(slots: Slots, work: Work, sample: SampleFunction, hands: Hands, h
         return True
 
     try:
-        made, error = make_rows(sample, work.ids, work.draws, slots.rows(work.slot, work.row, len(work.ids)), begin)
-        return made, None if error is None else _failure(error)._replace(row=work.row + made)
+        rows = slots.rows(work.slot, work.row, len(work.ids))
+        made, error, bad = make_rows(sample, work.ids, work.draws, rows, begin, epoch=work.epoch)
+        return made, None if error is None else _failure(error)._replace(row=work.row + made), bad
     finally:
         hands.drop(hand)
 

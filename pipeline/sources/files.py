@@ -1,5 +1,6 @@
 """Samples that are one file each, and samples that are in memory already."""
 
+import errno
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -41,7 +42,11 @@ class FileSource:
 
     def read(self, id: int) -> bytes:
         """Returns the bytes of file `id`; raises OSError."""
-        with open(self.paths[id], "rb", buffering=0) as file:
+        try:
+            file = open(self.paths[id], "rb", buffering=0)  # noqa: SIM115  # closed below
+        except ValueError as error:  # there is no such file, nor can there be
+            raise FileNotFoundError(errno.ENOENT, str(error), self.paths[id]) from error
+        with file:
             # `readall` asks for the size once and reads until the end, however short the single reads are.
             return file.readall()
 

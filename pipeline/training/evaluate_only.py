@@ -11,6 +11,7 @@ from pipeline.config import ConfigError, TrainConfig
 from pipeline.dist import World
 from pipeline.model import build_model
 from pipeline.sources import Source
+from pipeline.training.bad import agree_on_bad, open_quarantine
 from pipeline.training.build import build_compute
 from pipeline.training.checks import num_classes_of, sample_of
 from pipeline.training.environment import plain
@@ -19,7 +20,7 @@ from pipeline.training.stopping import StopSignals
 from pipeline.training.weights import put_weights, read_weights
 
 
-def evaluate_weights(cfg: TrainConfig, world: World, stop: StopSignals) -> Evaluation:
+def evaluate_weights(cfg: TrainConfig, run_dir: Path, world: World, stop: StopSignals) -> Evaluation:
     """Scores the weights of `cfg.init_from` on the validation split; a warning where they were trained on other pixels.
 
     Raises:
@@ -28,7 +29,13 @@ def evaluate_weights(cfg: TrainConfig, world: World, stop: StopSignals) -> Evalu
     compute = build_compute(cfg, world)
     content = read_weights(Path(str(cfg.init_from)))
     with build_pipeline(
-        cfg, split="val", device=compute.device, num_epochs=1, rank=world.rank, world_size=world.size
+        cfg,
+        split="val",
+        device=compute.device,
+        num_epochs=1,
+        rank=world.rank,
+        world_size=world.size,
+        quarantine=open_quarantine(cfg, run_dir, world),
     ) as pipeline:
         num_classes = _num_classes(cfg, pipeline.source, content.get("class_names"))
         model = build_model(cfg.model, num_classes).to(compute.device)
@@ -36,7 +43,9 @@ def evaluate_weights(cfg: TrainConfig, world: World, stop: StopSignals) -> Evalu
         if world.is_first:
             _warn_of_other_pixels(cfg, content.get("preprocessing"))
         stop.defer()
-        return evaluate(model, stop.checked(pipeline), compute=compute, world=world)
+        evaluation = evaluate(model, stop.checked(pipeline), compute=compute, world=world)
+        agree_on_bad(pipeline, world)
+        return evaluation
 
 
 def _num_classes(cfg: TrainConfig, source: Source, trained_on: list[str] | None) -> int:

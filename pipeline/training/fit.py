@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.build import Pipeline
 from pipeline.config import TrainConfig
 from pipeline.stalls import SAVING
+from pipeline.training.bad import agree_on_bad
 from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.evaluate import evaluate
 from pipeline.training.learner import Learner
@@ -86,6 +87,7 @@ class Fit:
 
     def _run_epoch(self, epoch: int, progress: Progress) -> None:
         trained = self._train(epoch, progress)
+        agree_on_bad(self.train_pipeline, self.learner.world)
         is_last = epoch == self.cfg.schedule.epochs
         is_cut = self._is_at_max_steps and not (is_last and self._is_whole(trained))
         # What to go on from if this epoch gets no row, or one that a run with more steps would not have.
@@ -100,6 +102,7 @@ class Fit:
                     compute=self.learner.compute,
                     world=self.learner.world,
                 )
+                agree_on_bad(self.val_pipeline, self.learner.world)
         except Stopped as stopped:
             self._save(LAST, pending)
             stopped.step = self.learner.num_steps

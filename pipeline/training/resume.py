@@ -30,6 +30,7 @@ _SCHEDULING_KEYS = frozenset({
     "init_from",  # what a run went on from has taken its place
     # Where the data lies and how it came there; the loader's state proves that it is the same data.
     "data.root", "data.path", "data.pattern", "data.download",
+    "data.on_error", "data.max_bad_fraction",  # a run that a bad sample ended goes on with skip
 })  # fmt: skip
 _ABSENT = object()
 

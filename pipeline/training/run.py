@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pipeline.config import ConfigError, TrainConfig
 from pipeline.dist import RanksInterrupted, World, join_world, run_ranks
 from pipeline.launched import end_with_agent
 from pipeline.main_script import refuse_while_importing
+from pipeline.training.bad import open_quarantine
 from pipeline.training.build import build_compute, build_learner, choose_num_threads
 from pipeline.training.checks import check_last_batch, num_classes_for, sample_of
 from pipeline.training.compute import Compute, may_use_cuda
@@ -102,7 +104,7 @@ def train_rank(cfg: TrainConfig, run_dir: Path) -> float:
         ):
             torch.set_num_threads(_num_threads(cfg, earlier, world))
             if cfg.run.evaluate_only:
-                record.evaluation = evaluate_weights(cfg, world, stop)
+                record.evaluation = evaluate_weights(cfg, run_dir, world, stop)
             else:
                 _train(cfg, part, run_dir, record, stop, earlier, world)
             if cfg.logger.plot and world.is_first and record.rows:
@@ -132,15 +134,19 @@ def _train(
     record.start_loggers(first_step=1 if earlier is None else first_step_after(earlier))
     torch.manual_seed(cfg.run.seed)
     compute = build_compute(cfg, world)
-    place = {"rank": world.rank, "world_size": world.size}
+    build = partial(
+        build_pipeline,
+        device=compute.device,
+        rank=world.rank,
+        world_size=world.size,
+        quarantine=open_quarantine(cfg, run_dir, world),
+    )
     # The epoch that the earlier part was in, or had just ended: its state stands for images of that size.
     epoch = 1 if earlier is None else int(earlier["epoch"])
     sized = with_size(part, size_at(cfg, epoch))
     with (
-        build_pipeline(
-            sized, split="train", device=compute.device, num_epochs=last_of_size(cfg, epoch), **place
-        ) as train_pipeline,
-        build_pipeline(part, split="val", device=compute.device, **place) as val_pipeline,
+        build(sized, split="train", num_epochs=last_of_size(cfg, epoch)) as train_pipeline,
+        build(part, split="val") as val_pipeline,
     ):
         num_classes = num_classes_for(cfg, train_pipeline, val_pipeline)
         if cfg.schedule.sizes is not None:

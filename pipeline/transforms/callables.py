@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.decode import Scratch, decode, inspect
+from pipeline.decode import Scratch, count_decoded, decode, inspect
 from pipeline.draws import key
 from pipeline.stats import StageClock
 from pipeline.transforms.sample import shrink_to
@@ -139,10 +139,11 @@ class CallableTransform:
         if isinstance(sample, np.ndarray):
             pixels = sample
         else:
-            pixels = decode(sample, inspect(sample), scratch)
+            info = inspect(sample)
+            pixels = decode(sample, info, scratch)
             decoded = perf_counter()
             if clock is not None:
-                clock.add("decode", decoded - started)
+                count_decoded(clock, info, decoded - started)
             started = decoded
         result = self._result(shrink_to(pixels, self._max_side), draws)
         self._row.write(_planes(result), out)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Transforms
-from pipeline.decode import ImageInfo, Scratch, decode, inspect
+from pipeline.decode import ImageInfo, Scratch, count_decoded, decode, inspect
 from pipeline.stats import StageClock
 from pipeline.transforms.colour import ColourJitter, WorkerColour
 from pipeline.transforms.geometry import (
@@ -143,7 +143,7 @@ class SampleTransform:
             pixels = decode(sample, info, scratch, denominator=plan.denominator)
             decoded = perf_counter()
             if clock is not None:
-                clock.add("decode", decoded - started)
+                count_decoded(clock, info, decoded - started)
             started = decoded
         resized = self._room(out[None], scratch)
         self._crop_and_resize(pixels, plan, resized[0], scratch)
