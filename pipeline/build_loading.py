@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.build_budget import StorePlan, num_stores_beside, preload_cures, promised
+from pipeline.build_budget import StorePlan, free_bytes, num_stores_beside, preload_cures, promised
 from pipeline.build_pack import build_pack
 from pipeline.build_store import fill, is_shared, keep_looked_at, shared_store
 from pipeline.cache.host import HostRank, host_rank
@@ -157,6 +157,8 @@ def could_keep_pixels(source: Source, cache: Cache, transforms: Transforms, *, w
     except ConfigError:
         return False
     keeps_all = settings.max_images is None or settings.max_images >= len(source)
+    if cache.max_gib is not None and plan.likely_bytes + settings.max_bytes * plan.num_stores > free_bytes():
+        return False  # evaluation's store asks for as much again
     return settings.kind is not Kind.encoded and keeps_all and plan.likely_bytes < settings.max_bytes
 
 

@@ -1303,8 +1303,8 @@ MUTATIONS = [
     Mutation(
         "explain no run that was interrupted",
         "training/run.py",
-        "            _look_back(record, fit, part)\n            raise",
-        "            raise",
+        "            _look_back(record, fit, part, may_read=False)",
+        "            pass",
         "test_resume.py::test_a_signal_saves_a_checkpoint_and_prints_the_command_that_continues_it",
     ),
     Mutation(
@@ -1614,6 +1614,34 @@ MUTATIONS = [
         "clock.tally(PILLOW)",
         "pass",
         "test_api.py::test_stats_say_how_many_images_were_no_plain_jpegs",
+    ),
+    Mutation(
+        "vote for the slow start of a run",
+        "stalls/report.py",
+        "if 2 * sum(bound.stage == FIRST_BATCH for bound in bounds) <= len(bounds):",
+        "if False:",
+        "test_stall_report.py::test_a_first_batch_that_took_a_while_is_not_what_bounds_a_run",
+    ),
+    Mutation(
+        "promise to save what a slow start took",
+        "stalls/bound.py",
+        "    return sum(_phases_s(costs, lanes))",
+        "    return sum(_phases_s(costs, lanes)[1:])",
+        "test_stall_report.py::test_what_a_slow_start_took_no_override_is_promised_to_save",
+    ),
+    Mutation(
+        "fail a run for its report",
+        "training/stall_watch.py",
+        "        except Exception:\n            _log.exception",
+        "        except ZeroDivisionError:\n            _log.exception",
+        "test_stall_report.py::test_no_run_fails_for_its_report",
+    ),
+    Mutation(
+        "forget that evaluation has a store too",
+        "build_loading.py",
+        "if cache.max_gib is not None and",
+        "if False and",
+        "test_stall_report.py::test_a_cache_is_advised_where_evaluation_can_have_as_large_a_one",
     ),
     Mutation(
         "stop only the ranks that a signal reached",

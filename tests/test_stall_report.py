@@ -20,6 +20,7 @@ from hydra import compose, initialize_config_dir
 from runs import ROOT, overrides_for, short_run
 from watching import SOAK
 
+from pipeline import build_budget
 from pipeline._compat import HYDRA_DEFAULTS
 from pipeline.build import build_pipeline
 from pipeline.cli import conf_dir
@@ -112,15 +113,15 @@ def test_an_epoch_takes_its_first_batch_the_pace_of_the_slowest_lane_and_the_las
 @pytest.mark.parametrize(
     ("lanes", "costs", "options", "here", "override", "speedup"),
     [
-        (THREADS, costs_of(compute=0.5, read=3.0, cpu=1.0), {}, {"fits": False}, "loader.num_workers=6", 3.0),
-        (SERIAL, costs_of(compute=1.0, decode=1.0, cpu=2.0), {}, {"fits": False}, "loader.num_workers=1", 2),
+        (THREADS, costs_of(compute=0.5, read=3.0, cpu=1.0), {}, {"fits": False}, "loader.num_workers=6", 2.8),
+        (SERIAL, costs_of(compute=1.0, decode=1.0, cpu=2.0), {}, {"fits": False}, "loader.num_workers=1", 1.9),
         (
             SERIAL,
             costs_of(compute=1.0, decode=1.0, cpu=2.0),
             {"run": Run()},
             {"fits": False, "num_threads": 4},
             "loader.num_workers=1 run.num_threads=4",
-            2,
+            1.9,
         ),
         (
             THREADS,
@@ -128,7 +129,7 @@ def test_an_epoch_takes_its_first_batch_the_pace_of_the_slowest_lane_and_the_las
             {},
             {},
             "cache=pinned",
-            1.34,
+            1.23,
         ),
         (THREADS, costs_of(compute=0.3, read=2.0, transform=1.0, making_cpu=1.0, cpu=7.0), {}, {}, None, 1.0),
         (
@@ -156,7 +157,7 @@ def test_an_epoch_takes_its_first_batch_the_pace_of_the_slowest_lane_and_the_las
             {"prefetch": Prefetch(device="none")},  # type: ignore[arg-type]
             {"computes": False},
             "prefetch=auto",
-            1.6,
+            1.67,
         ),
         (
             THREADS,
@@ -210,7 +211,7 @@ def test_no_more_workers_are_promised_than_have_a_sample_to_make() -> None:
     loader = Loader(batch_size=4, num_workers=2, prefetch_factor=2)
     advice = advise(costs, THREADS, config(loader=loader), machine(fits=False))
     assert advice.override == "loader.num_workers=8"
-    assert advice.speedup == pytest.approx(4.0)
+    assert advice.speedup == pytest.approx(3.97, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -269,16 +270,38 @@ def test_a_report_of_epochs_is_of_all_of_them_and_its_bound_of_most_of_the_time(
     assert report.advice.override is None
 
 
-def test_epochs_so_short_that_their_first_batch_takes_longest_are_said_to_be() -> None:
+def test_epochs_that_waited_longest_for_their_first_batch_are_said_to() -> None:
     short = replace(costs_of(compute=0.5, decode=0.6), first_batch_s=1.0, wall_s=1.6)
     report = explain([short] * 3, THREADS, config(), machine())
     assert report is not None
     assert (report.bound.lane, report.bound.stage) == (Lane.workers, "first_batch")
     assert report.bound.pace_s == pytest.approx(1e-3)
-    assert report.advice.why == "none found: the first batch of each epoch takes longer than all others"
-    longer = explain([replace(short, first_batch_s=0.3)], THREADS, config(), machine())
-    assert longer is not None
-    assert longer.bound.stage == "compute"
+    assert report.advice.why == "none looked for: the first batch of each epoch takes longer than all else"
+
+
+@pytest.mark.parametrize(
+    "epochs",
+    [
+        [replace(costs_of(compute=0.5, decode=0.6), first_batch_s=0.3, wall_s=0.9)],
+        [replace(costs_of(compute=0.5, decode=0.6), num_batches=1, first_batch_s=0.1, wall_s=0.6)],
+        [
+            replace(costs_of(compute=0.5, decode=0.6), first_batch_s=5.0, wall_s=5.6),
+            *[replace(costs_of(compute=0.5, decode=0.6), wall_s=0.6)] * 3,
+        ],
+    ],
+    ids=["the others took longer", "its only step took longer", "only the run's first batch was slow"],
+)
+def test_a_first_batch_that_took_a_while_is_not_what_bounds_a_run(epochs: list[Costs]) -> None:
+    report = explain(epochs, THREADS, config(), machine())
+    assert report is not None
+    assert report.bound.stage == "compute"
+
+
+def test_what_a_slow_start_took_no_override_is_promised_to_save() -> None:
+    costs = costs_of(compute=0.5, read=8.0, cpu=0.5)
+    fast = advise(costs, THREADS, config(), machine(fits=False))
+    slow = advise(replace(costs, first_batch_s=3.6), THREADS, config(), machine(fits=False))
+    assert (fast.speedup, slow.speedup) == (pytest.approx(3.84, rel=0.01), pytest.approx(1.59, rel=0.01))
 
 
 def test_a_report_fits_100_columns() -> None:
@@ -322,6 +345,8 @@ def test_a_delay_is_found_at_its_stage(photographs: Path, case: int) -> None:
     delay_s = delay_above_all(before, stage, factor=1.3 if SOAK else 3.0)
     after = report_of(cfg, stage=stage, delay_s=delay_s, compute_s=compute_s)
     assert after.bound.stage == stage, f"{cfg.loader} {after.numbers()}"
+    # Whatever the formulas say: what bounds a run makes it slower when it takes longer.
+    assert after.measured_per_sec < before.measured_per_sec / 1.05
     spent_s = after.costs.wait_s + sum(after.costs.loop_s.values())
     assert spent_s == pytest.approx(after.costs.wall_s, rel=0.05)
     assert after.numbers()["measuring_pct"] < 5
@@ -376,7 +401,7 @@ def test_an_override_that_is_told_can_be_given_and_does_what_it_promises(photogr
     with initialize_config_dir(config_dir=str(conf_dir()), **HYDRA_DEFAULTS):
         given = to_config(compose("train", command_line), cwd="/")
     faster = report_of(given, stage="read", delay_s=0.02)
-    assert slow.advice.speedup > 4
+    assert slow.advice.speedup > 2
     assert faster.measured_per_sec > 2 * slow.measured_per_sec
 
 
@@ -409,6 +434,17 @@ def test_a_cache_is_advised_where_it_would_hold_all_pixels_and_be_asked_again(
     cfg = replace(short_run(photographs), **groups)
     with build_pipeline(cfg) as pipeline:
         assert reuses_pixels(pipeline, cfg) is expected
+
+
+def test_a_cache_is_advised_where_evaluation_can_have_as_large_a_one(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with build_pipeline(short_run(photographs)) as pipeline:
+        budget_gib = 1.2 * pipeline.num_samples * 240 * 320 * 3 / 2**30
+        cfg = replace(short_run(photographs), cache=Cache(max_gib=budget_gib))
+        for free, expected in ((2.2, True), (1.5, False)):
+            monkeypatch.setattr(build_budget, "available_bytes", lambda free=free: int(free * budget_gib * 2**30))
+            assert reuses_pixels(pipeline, cfg) is expected
 
 
 class FakeEvent:
@@ -482,3 +518,19 @@ def test_of_several_ranks_the_one_that_waits_most_is_explained_and_the_others_wa
     assert waited_s[0] > numbers["wait_s"] / 2 > waited_s[1]
     parts_s = numbers["wait_s"] + numbers["compute_s"] + numbers["overhead_s"]
     assert parts_s == pytest.approx(numbers["wall_s"], rel=0.05)
+
+
+def test_no_run_fails_for_its_report(photographs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> bool:
+        raise ArithmeticError("a mistake in the report")
+
+    cfg = short_run(photographs, schedule={"epochs": 2})
+    with build_pipeline(cfg) as pipeline, pytest.MonkeyPatch.context() as patch:
+        watch = StallWatch(pipeline, device=torch.device("cpu"))
+        spent = watch.begin()
+        train_epoch(learner_for(Slow(3 * 16**2, 0.0)), pipeline, observer=Silent(), every_steps=9, spent=spent)
+        watch.end(spent)
+        patch.setattr(pipeline, "could_keep_pixels", lambda _: fail())
+        assert watch.report(cfg) is None
+        assert "a mistake in the report" in caplog.text
+        assert watch.report(cfg, may_read=False) is not None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from pipeline.config import Backend, CachePolicy, Decode, PrefetchDevice, PreloadMode, Store, TrainConfig
-from pipeline.stalls.bound import FIRST_BATCH, PYTHON, Bound, Lane, find_bound, python_s
+from pipeline.stalls.bound import FIRST_BATCH, PYTHON, Bound, Lane, find_bound, predicted_s, python_s
 from pipeline.stalls.costs import COMPUTE, OVERHEAD, RANKS, SAVING, Costs
 from pipeline.stats import BUSY, COLLATE, MAKING_CPU, TRANSFER, Lanes
 
@@ -69,8 +69,9 @@ def advise(costs: Costs, lanes: Lanes, config: TrainConfig, machine: Machine) ->
     """The override that promises most. It changes no sample."""
     bound = find_bound(costs, lanes)
     capacity = _capacity(costs, machine)
+    now_s = predicted_s(costs, lanes)
     speedups = {
-        override: bound.pace_s / _pace_s(later_costs, later_lanes, capacity)
+        override: now_s / max(predicted_s(later_costs, later_lanes), later_costs.cpu_s / capacity)
         for override, later_costs, later_lanes in _candidates(bound, costs, lanes, config, machine)
     }
     best = max(speedups, key=lambda override: speedups[override], default=None)
@@ -81,7 +82,7 @@ def advise(costs: Costs, lanes: Lanes, config: TrainConfig, machine: Machine) ->
 
 def none_for_short_epochs() -> Advice:
     """Of a run that mostly waited for the first batches of its epochs."""
-    return Advice(override=None, speedup=1.0, why=f"none found: {NAMES[FIRST_BATCH]} takes longer than all others")
+    return Advice(override=None, speedup=1.0, why=f"none looked for: {NAMES[FIRST_BATCH]} takes longer than all else")
 
 
 def _candidates(

@@ -69,12 +69,12 @@ def find_bound(costs: Costs, lanes: Lanes) -> Bound:
 
 
 def find_bound_of_epoch(costs: Costs, lanes: Lanes) -> Bound:
-    """The same; but of an epoch so short that its first batch took longer than all others, that."""
-    first, later_s, _ = _phases_s(costs, lanes)
-    if first <= later_s:
+    """The same; but of an epoch that waited longer for its first batch than all else took, that."""
+    first_s, *others_s = _phases_s(costs, lanes)
+    if first_s <= sum(others_s):
         return find_bound(costs, lanes)
-    lane = Lane.workers if lanes.num_threads else Lane.loop
-    return Bound(lane=lane, stage=FIRST_BATCH, pace_s=first / max(1, costs.num_samples))
+    maker = Lane.workers if lanes.num_threads else Lane.prefetcher if lanes.prefetched_batches else Lane.loop
+    return Bound(lane=maker, stage=FIRST_BATCH, pace_s=first_s / max(1, costs.num_samples))
 
 
 def predicted_s(costs: Costs, lanes: Lanes) -> float:

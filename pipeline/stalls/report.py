@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.config import TrainConfig
 from pipeline.stalls.advice import KEEP_PIXELS, NAMES, Advice, Machine, advise, none_for_short_epochs
-from pipeline.stalls.bound import FIRST_BATCH, PYTHON, Bound, find_bound_of_epoch, predicted_s, python_s
+from pipeline.stalls.bound import FIRST_BATCH, PYTHON, Bound, find_bound, find_bound_of_epoch, predicted_s, python_s
 from pipeline.stalls.costs import COMPUTE, COUNTED, LOOP_KINDS, Costs
 from pipeline.stats import BUSY, MAKING_CPU, Lanes
 
@@ -83,7 +83,7 @@ class StallReport:
             f"             {self.predicted_per_sec:.0f} images/s by the stages' costs, "
             f"{self.measured_per_sec:.0f} measured{self._whose}",
             f"  stages     {stages} ms an image",
-            f"  cpu        {1e3 * costs.sample_s[MAKING_CPU]:.2f} ms an image in the loader's workers, "
+            f"  cpu        {1e3 * costs.sample_s[MAKING_CPU]:.2f} ms an image in making samples, "
             f"{1e3 * costs.other_cpu_s / costs.num_samples:.2f} in the model and all else",
             f"  advice     {helps}",
         ]
@@ -131,6 +131,8 @@ def explain(
         return None
     weights: dict[tuple[str, str], float] = defaultdict(float)
     bounds = [find_bound_of_epoch(costs, lanes) for costs in epochs]
+    if 2 * sum(bound.stage == FIRST_BATCH for bound in bounds) <= len(bounds):
+        bounds = [find_bound(costs, lanes) for costs in epochs]  # a slow start is not what bounds the others
     for bound, costs in zip(bounds, epochs, strict=True):
         weights[bound.lane, bound.stage] += costs.wall_s
     chosen = max(weights, key=lambda key: weights[key])

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.build import Pipeline
 from pipeline.config import TrainConfig
-from pipeline.stalls import SAVING
+from pipeline.stalls import OVERHEAD, RANKS, SAVING
 from pipeline.training.bad import agree_on_bad
 from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.evaluate import evaluate
@@ -142,7 +142,10 @@ class Fit:
         def after_batch(totals: Callable[[], Totals]) -> bool:
             if self.sheet is not None and self.sheet.is_full:
                 self._draw_sheet()
-            if self.stop.is_asked or self._is_at_max_steps:
+            spent.lap(OVERHEAD)
+            is_asked = self.stop.is_asked
+            spent.lap(RANKS)
+            if is_asked or self._is_at_max_steps:
                 return True
             if self._is_time_to_save:
                 state = self._state(epoch, unfinished=totals())

@@ -119,6 +119,7 @@ def train_epoch(
         spent.lap(OVERHEAD)
         if is_over:
             break
+        del images, labels  # else they would live on while the next ones are waited for
     totals = tally.totals()
     spent.end()
     if totals.num_samples == 0 and not is_over:

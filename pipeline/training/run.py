@@ -177,16 +177,16 @@ def _train(
         try:
             fit.run()
         except Stopped:  # all ranks at the same step
-            _look_back(record, fit, part)
+            _look_back(record, fit, part, may_read=False)  # who sent the signal may not wait for a slow disk
             raise
-        _look_back(record, fit, part)
+        _look_back(record, fit, part, may_read=True)
 
 
-def _look_back(record: RunRecord, fit: Fit, part: TrainConfig) -> None:
+def _look_back(record: RunRecord, fit: Fit, part: TrainConfig, *, may_read: bool) -> None:
     stats = fit.train_pipeline.stats()
     record.cache_hit_pct, record.cache_bound_pct = stats.get("cache_hit_pct"), stats.get("cache_bound_pct")
     record.cache_advice = fit.train_pipeline.cache_advice()
-    record.stalls = fit.stalls.report(part)
+    record.stalls = fit.stalls.report(part, may_read=may_read)
 
 
 def _sheet(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,6 +16,8 @@ from pipeline.machine import cores_per_rank
 from pipeline.stalls import Costs, Machine, StallReport, clocking_s, cpu_s_of_program, explain, stage_costs
 from pipeline.stats import BUSY
 from pipeline.training.loop_clock import LoopClock, loop_clock_for
+
+_log = logging.getLogger(__name__)
 
 
 class StallWatch:
@@ -44,10 +47,11 @@ class StallWatch:
         looked_s = self._looked_s + time.perf_counter() - began_s
         self._epochs.append(replace(costs, measuring_s=clocking_s(self._before, after) + looked_s))
 
-    def report(self, config: TrainConfig) -> StallReport | None:
+    def report(self, config: TrainConfig, *, may_read: bool = True) -> StallReport | None:
         """Of all epochs that ended, on the rank that waited most; None where nothing was trained, and on other ranks.
 
-        For all ranks together. The first one reads a few samples, to see whether a cache would hold all of them.
+        For all ranks together. The first one reads a few samples if it `may_read`, to see whether a cache would hold
+        all of them. What goes wrong in it is logged: no run fails for a report.
         """
         every: list[list[Costs]] = self._world.gather_values(self._epochs)
         if not self._world.is_first:
@@ -58,9 +62,16 @@ class StallWatch:
             num_cores=cores_per_rank(),
             computes=self._device.type == "cpu",
             num_threads=torch.get_num_threads(),
-            keeps_pixels=lambda: reuses_pixels(self._pipeline, config),
+            # Of several hosts each fills a store of its own, in more epochs than two.
+            keeps_pixels=lambda: (
+                may_read and self._world.local_size == self._world.size and reuses_pixels(self._pipeline, config)
+            ),
         )
-        return explain(every[rank], self._pipeline.lanes, config, machine, rank=rank, num_ranks=self._world.size)
+        try:
+            return explain(every[rank], self._pipeline.lanes, config, machine, rank=rank, num_ranks=self._world.size)
+        except Exception:
+            _log.exception("there is no stall report")
+            return None
 
 
 def reuses_pixels(pipeline: Pipeline, config: TrainConfig) -> bool:
