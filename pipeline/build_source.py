@@ -9,18 +9,22 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import (
+    ArraysData,
     Cifar10Data,
+    Cifar100Data,
     ConfigError,
     Data,
     FolderData,
     ManifestData,
     OnError,
+    OwnData,
     SamplerName,
     SyntheticData,
     TarData,
     Transforms,
 )
 from pipeline.loader.bad import Tolerance
+from pipeline.named import import_named
 from pipeline.pickling import check_picklable
 from pipeline.quarantine import BadSamples, Quarantine
 from pipeline.sampler import Sampler, SequentialSampler, ShuffleSampler, WeightedSampler, balanced_weights
@@ -28,9 +32,12 @@ from pipeline.sources import (
     Source,
     Split,
     at_most,
+    open_arrays,
     open_cifar10,
+    open_cifar100,
     open_folder,
     open_manifest,
+    open_own,
     open_synthetic,
     open_tar,
 )
@@ -41,6 +48,8 @@ if TYPE_CHECKING:
 
 def open_source(data: Data, split: Split) -> Source:
     """The samples of `split`, as many as `data` allows. Synthetic data is generated first if it is not there.
+
+    With a `data.factory` the user's module is imported and their code runs.
 
     Raises ConfigError for data that is not what the configuration says it is.
     """
@@ -67,8 +76,22 @@ def _open_source(data: Data, split: Split) -> Source:
         return open_manifest(data.path, root=data.root, split=split, val_fraction=data.val_fraction)
     if isinstance(data, TarData):
         return open_tar(data.pattern, split=split, val_fraction=data.val_fraction)
+    if isinstance(data, ArraysData):
+        return open_arrays(
+            data.images,
+            data.labels,
+            val_images=data.val_images,
+            val_labels=data.val_labels,
+            split=split,
+            val_fraction=data.val_fraction,
+        )
     if isinstance(data, Cifar10Data):
         return open_cifar10(str(data.root), split=split, download=data.download)
+    if isinstance(data, Cifar100Data):
+        return open_cifar100(str(data.root), split=split, coarse=data.coarse, download=data.download)
+    if isinstance(data, OwnData):
+        factory: Any = import_named("data.factory", data.factory)
+        return open_own(factory, name=data.factory, root=data.root, split=split, val_fraction=data.val_fraction)
     raise TypeError(f"no source is known for {type(data).__name__}")
 
 

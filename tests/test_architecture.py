@@ -13,7 +13,19 @@ import pipeline
 
 PACKAGE = Path(pipeline.__file__).parent
 
-LEAVES = {"_compat", "config", "draws", "launched", "lock", "machine", "main_script", "pickling", "shared", "stats"}
+LEAVES = {
+    "_compat",
+    "config",
+    "draws",
+    "launched",
+    "lock",
+    "machine",
+    "main_script",
+    "named",
+    "pickling",
+    "shared",
+    "stats",
+}
 """Rooms that any other may import; they import nothing but each other."""
 
 FLOW = [

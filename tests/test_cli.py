@@ -71,7 +71,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 @pytest.mark.parametrize(
     ("command", "line"),
     [
-        ("data=huge", "data has no option 'huge'; choices: cifar10, folder, large"),
+        ("data=huge", "data has no option 'huge'; choices: arrays, cifar10, cifar100, folder, large"),
         ("loader.num_worker=3", "loader.num_worker is not a key; did you mean num_workers?"),
         ("loader.num_workers=-1", "loader.num_workers must be >= 0, got -1; use 0 for serial"),
         ("loader=3", "Config group override must be a string or a list. Got int"),

@@ -15,10 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline._compat import HYDRA_DEFAULTS
 from pipeline.cli import conf_dir
 from pipeline.config import (
+    ArraysData,
     BenchConfig,
     Cache,
     CachePolicy,
     Cifar10Data,
+    Cifar100Data,
     ConfigError,
     Data,
     FolderData,
@@ -42,7 +44,10 @@ NEEDS = {
     "data/folder": ["data.root={tmp}"],
     "data/manifest": ["data.path={tmp}/list.csv"],
     "data/tar": ["data.pattern={tmp}/*.tar"],
+    "data/arrays": ["data.images={tmp}/list.csv", "data.labels={tmp}/list.csv"],
     "data/cifar10": ["data.download=true"],
+    "data/cifar100": ["data.download=true"],
+    "data/own": ["data.factory=package.module:function"],
     "experiment/cifar10": ["data.download=true"],
     "experiment/folder_finetune": ["data.root={tmp}"],
 }
@@ -287,6 +292,11 @@ def test_evaluation_draws_nothing_and_resolved_chooses_the_resize() -> None:
         (TarData(pattern="no*.tar"), "data.pattern matches no file: {tmp}/no*.tar"),
         (TarData(pattern="no/{0..3}.tar"), "data.pattern is in {tmp}/no, which is not a directory"),
         (Cifar10Data(), "data.root is not a directory: {tmp}/data/cifar10; add data.download=true"),
+        (
+            Cifar100Data(),
+            "data.root is not a directory: {tmp}/data/cifar100; add data.download=true to fetch CIFAR-100",
+        ),
+        (ArraysData(images="no.npy", labels="l"), "data.images is not a file: {tmp}/no.npy; give a .npy file"),
     ],
     ids=repr,
 )
@@ -298,8 +308,28 @@ def test_an_input_that_does_not_exist_is_refused(data: Data, message: str, input
     assert str(caught.value).startswith(message.format(tmp=inputs))
 
 
+def test_the_page_of_sources_lists_every_option_of_data_with_its_own_keys() -> None:
+    page = (conf_dir().parent / "docs" / "sources.md").read_text()
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| `")]
+    of_all = {field.name for field in fields(Data)} - {"root"}
+    for option in (option.removeprefix("data/") for option in OPTIONS if option.startswith("data/")):
+        (keys,) = (row[2] for row in rows if len(row) == 3 and f"`{option}`" in row[0])
+        written = set(OmegaConf.load(conf_dir() / "data" / f"{option}.yaml")) - of_all - {"defaults"}
+        lacking = {key for key in written if f"`{key}`" not in keys and "those of" not in keys}
+        assert not lacking, f"{option}: {lacking}"
+    assert all(f"`{key}`" in page for key in of_all)
+
+
 @pytest.mark.parametrize(
-    ("option", "key"), [("folder", "root"), ("manifest", "path"), ("tar", "pattern"), ("synthetic", "num_images")]
+    ("option", "key"),
+    [
+        ("arrays", "images"),
+        ("own", "factory"),
+        ("folder", "root"),
+        ("manifest", "path"),
+        ("tar", "pattern"),
+        ("synthetic", "num_images"),
+    ],
 )
 def test_an_input_that_is_not_given_is_asked_for(option: str, key: str) -> None:
     with pytest.raises(ConfigError, match=rf"data\.{key} must be given; add data\.{key}="):

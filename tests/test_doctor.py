@@ -127,7 +127,7 @@ def test_a_folder_in_order_has_no_error_and_every_line_says_how_bad_it_is_within
         ("loader.num_workers=-1", "loader.num_workers must be >= 0, got -1; use 0 for serial"),
         ("loader.num_worker=3", "loader.num_worker is not a key; did you mean num_workers?"),
         ("+typo=1", "typo is not a key; choices: data"),
-        ("data=huge", "data has no option 'huge'; choices: cifar10"),
+        ("data=huge", "data has no option 'huge'; choices: arrays, cifar10, cifar100"),
         ("resume=auto", "resume=auto needs to know which run"),
         ("loader.num_workers=0,2", "0,2"),
         ("--multirun", "unrecognized arguments: --multirun"),
@@ -236,7 +236,9 @@ def test_a_listed_file_that_is_not_there_is_named(doctor: Doctor, folder: Path, 
     assert any("24 of 25 decoded" in line for line in told.of("samples"))
 
 
-@pytest.mark.parametrize("overrides", [("data=tiny",), ("data=cifar10", "data.download=true")])
+@pytest.mark.parametrize(
+    "overrides", [("data=tiny",), ("data=cifar10", "data.download=true"), ("data=cifar100", "data.download=true")]
+)
 def test_data_that_the_first_run_makes_is_neither_made_nor_an_error(doctor: Doctor, overrides: tuple[str, ...]) -> None:
     told = doctor(*overrides)  # the fixture sees that nothing is written
     assert told.code == 0, told.lines

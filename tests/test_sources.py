@@ -1,5 +1,3 @@
-import csv
-import io
 import json
 import logging
 import os
@@ -8,128 +6,29 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from contracts_of_sources import assert_source_contract
+from made_sources import CLASSES, SOURCES, make_manifest, make_shards, make_tree, write
 
 from pipeline.sources import (
     ArraySource,
     FileSource,
     PathTable,
-    Source,
     TarSource,
-    open_cifar10,
     open_folder,
     open_manifest,
     open_tar,
 )
 from pipeline.sources.tar import expand_braces
 
-CLASSES = ("ant", "bee", "cow")
-
-
-def write(path: Path, content: bytes = b"") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content or str(path.name).encode())
-    return path
-
-
-def make_tree(root: Path, per_class: int = 20) -> Path:
-    for name in CLASSES:
-        for number in range(per_class):
-            write(root / name / f"{number:03d}.jpg", f"{name}{number}".encode())
-    return root
-
-
-def make_manifest(root: Path) -> Path:
-    rows = [("path", "label"), *((f"{CLASSES[i % 3]}/{i:03d}.jpg", CLASSES[i % 3]) for i in range(30))]
-    for path, _ in rows[1:]:
-        write(root / path)
-    with open(root / "list.csv", "w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    return root / "list.csv"
-
-
-def make_shards(root: Path, num_shards: int = 3, per_shard: int = 10, label: str = "cls") -> str:
-    root.mkdir(parents=True, exist_ok=True)
-    for shard in range(num_shards):
-        with tarfile.open(root / f"s-{shard:03d}.tar", "w") as archive:
-            for number in range(per_shard):
-                key, name = f"dir/{shard}{number:03d}", CLASSES[number % 3]
-                text = name if label == "cls" else json.dumps({"label": name, "note": 1})
-                for suffix, content in ((label, text.encode()), ("jpg", f"image {key}".encode() * 50)):
-                    member = tarfile.TarInfo(f"{key}.{suffix}")
-                    member.size = len(content)
-                    archive.addfile(member, io.BytesIO(content))
-    return str(root / "s-{000..002}.tar")
-
-
-def make_cifar10(root: Path) -> Path:
-    rng = np.random.default_rng(0)
-    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
-        batch = {
-            b"data": rng.integers(0, 256, (4, 3072), np.uint8),
-            b"labels": [3, 0, 9, 1],
-            b"filenames": [b"x.png"] * 4,
-        }
-        write(root / "cifar-10-batches-py" / name, pickle.dumps(batch, protocol=2))
-    write(root / "cifar-10-batches-py" / "batches.meta", pickle.dumps({b"label_names": [b"n"] * 10}))
-    return root
-
-
-def open_files(root: Path) -> Source:
-    paths = [write(root / f"{number}.jpg") for number in range(12)]
-    return FileSource(paths, [number % 3 for number in range(12)], CLASSES)
-
-
-SOURCES: dict[str, Callable[[Path], Source]] = {
-    "files": open_files,
-    "folder": lambda root: open_folder(make_tree(root), split="train"),
-    "manifest": lambda root: open_manifest(make_manifest(root), split="train"),
-    "tar": lambda root: open_tar(make_shards(root), split="train"),
-    "cifar10": lambda root: open_cifar10(make_cifar10(root), split="train"),
-}
-
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_every_source_reads_labels_and_names_each_of_its_samples(kind: str, tmp_path: Path) -> None:
-    source = SOURCES[kind](tmp_path)
-    assert len(source) > 0
-    assert source.labels.shape == (len(source),)
-    assert source.labels.dtype == np.int64
-    assert not source.labels.flags.writeable
-    assert source.labels.max() < len(source.class_names)
-    assert len({source.where(id) for id in range(len(source))}) == len(source)
-    for id in range(len(source)):
-        image = source.read(id)
-        assert len(image) > 0
-        assert source.label(id) == source.labels[id]
-    for outside in (-1, len(source)):
-        with pytest.raises(IndexError):
-            source.read(outside)
-
-
-@pytest.mark.parametrize("kind", SOURCES)
-def test_every_source_is_the_same_when_opened_again_and_after_a_pickle(kind: str, tmp_path: Path) -> None:
-    first, second = SOURCES[kind](tmp_path), SOURCES[kind](tmp_path)
-    second.read(0)
-    for other in (second, pickle.loads(pickle.dumps(second))):
-        assert first.fingerprint() == other.fingerprint()
-        assert [first.where(id) for id in range(len(first))] == [other.where(id) for id in range(len(other))]
-        assert all(np.array_equal(first.read(id), other.read(id)) for id in range(len(first)))
-
-
-@pytest.mark.parametrize("kind", SOURCES)
-def test_every_source_stamps_its_samples_alike_when_opened_again_and_after_a_pickle(kind: str, tmp_path: Path) -> None:
-    first, second = SOURCES[kind](tmp_path), SOURCES[kind](tmp_path)
-    stamps = [first.stamp(id) for id in range(len(first))]
-    assert all(0 <= stamp < 2**64 for stamp in stamps)
-    for other in (second, pickle.loads(pickle.dumps(second))):
-        assert [other.stamp(id) for id in range(len(other))] == stamps
-    for outside in (-1, len(first)):
-        with pytest.raises(IndexError):
-            first.stamp(outside)
+def test_every_source_keeps_the_contract(kind: str, tmp_path: Path) -> None:
+    assert_source_contract(partial(SOURCES[kind], tmp_path))
 
 
 def test_a_files_stamp_changes_with_its_size_and_with_its_time(tmp_path: Path) -> None:
@@ -512,32 +411,6 @@ def test_braces_count_with_their_width_and_nest_with_lists() -> None:
     assert expand_braces("s{08..11}.tar") == ["s08.tar", "s09.tar", "s10.tar", "s11.tar"]
     assert expand_braces("{a,b}/{0..1}") == ["a/0", "a/1", "b/0", "b/1"]
     assert expand_braces("plain*.tar") == ["plain*.tar"]
-
-
-# --- cifar10
-
-
-def test_cifar10_comes_as_interleaved_pixels_in_file_order(tmp_path: Path) -> None:
-    make_cifar10(tmp_path)
-    train, val = (open_cifar10(tmp_path, split=split) for split in ("train", "val"))
-    assert (len(train), len(val)) == (20, 4)
-    assert train.labels[:4].tolist() == [3, 0, 9, 1]
-    with open(tmp_path / "cifar-10-batches-py" / "data_batch_2", "rb") as file:
-        planes = pickle.load(file)[b"data"][1].reshape(3, 32, 32)
-    assert np.array_equal(train.read(5), planes.transpose(1, 2, 0))
-    assert open_cifar10(tmp_path / "cifar-10-batches-py", split="val").fingerprint() == val.fingerprint()
-
-
-def test_missing_cifar10_names_the_two_keys_that_cure_it(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"data\.root.*data\.download=true"):
-        open_cifar10(tmp_path, split="train")
-
-
-def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
-    make_cifar10(tmp_path)
-    write(tmp_path / "cifar-10-batches-py" / "test_batch", b"cos\nsystem\n(S'exit'\ntR.")
-    with pytest.raises(ValueError, match=r"\.system has no place"):
-        open_cifar10(tmp_path, split="val")
 
 
 def test_importing_the_sources_loads_neither_torch_nor_opencv() -> None:

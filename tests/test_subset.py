@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import write_jpegs
-from test_sources import SOURCES, make_shards, make_tree
+from made_sources import SOURCES, make_shards, make_tree
 
 from pipeline.build import build_pipeline
 from pipeline.build_source import open_source
@@ -25,7 +25,7 @@ def numbered(labels: list[int]) -> FileSource:
 def test_a_part_of_every_source_has_the_samples_of_the_whole_and_is_the_same_after_a_pickle(
     kind: str, tmp_path: Path
 ) -> None:
-    whole = SOURCES[kind](tmp_path)
+    whole = SOURCES[kind](tmp_path, "train")
     part = at_most(whole, 7)
     assert len(part) == len(part.labels) == 7
     assert not part.labels.flags.writeable

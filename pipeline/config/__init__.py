@@ -7,7 +7,18 @@ line does. Strings stand for the members of the enums, which compare equal to th
 from pipeline.config.bench import Bench, BenchMode, ContenderName, Sweep
 from pipeline.config.cache import Cache, CachePolicy, Store
 from pipeline.config.checks import ConfigError
-from pipeline.config.data import Cifar10Data, Data, FolderData, ManifestData, OnError, SyntheticData, TarData
+from pipeline.config.data import (
+    ArraysData,
+    Cifar10Data,
+    Cifar100Data,
+    Data,
+    FolderData,
+    ManifestData,
+    OnError,
+    OwnData,
+    SyntheticData,
+    TarData,
+)
 from pipeline.config.loader import Backend, Loader, SamplerName
 from pipeline.config.model import Model
 from pipeline.config.prefetch import ImageDtype, Prefetch, PrefetchDevice
@@ -20,6 +31,7 @@ from pipeline.config.transforms import Augment, Decode, Resize, Transforms
 
 __all__ = [
     "Amp",
+    "ArraysData",
     "Augment",
     "Backend",
     "Bench",
@@ -28,6 +40,7 @@ __all__ = [
     "Cache",
     "CachePolicy",
     "Cifar10Data",
+    "Cifar100Data",
     "ConfigError",
     "ContenderName",
     "Data",
@@ -44,6 +57,7 @@ __all__ = [
     "OnError",
     "Optim",
     "OptimName",
+    "OwnData",
     "PipelineConfig",
     "Prefetch",
     "PrefetchDevice",

@@ -13,7 +13,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline._compat import register_resolver
 from pipeline.config.checks import ConfigError, nearest
-from pipeline.config.data import Cifar10Data, FolderData, ManifestData, SyntheticData, TarData
+from pipeline.config.data import (
+    ArraysData,
+    Cifar10Data,
+    Cifar100Data,
+    FolderData,
+    ManifestData,
+    OwnData,
+    SyntheticData,
+    TarData,
+)
 from pipeline.config.messages import one_line
 from pipeline.config.paths import check_paths, make_paths_absolute
 from pipeline.config.root import AUTO, BenchConfig, TrainConfig
@@ -23,7 +32,10 @@ _DATA = {
     "folder": FolderData,
     "manifest": ManifestData,
     "tar": TarData,
+    "arrays": ArraysData,
     "cifar10": Cifar10Data,
+    "cifar100": Cifar100Data,
+    "own": OwnData,
 }
 
 

@@ -1,5 +1,6 @@
 """Where samples come from: one schema for each kind of source."""
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -116,6 +117,28 @@ class TarData(Data):
 
 
 @dataclass(kw_only=True)
+class ArraysData(Data):
+    """NumPy files of decoded images of one size, which are mapped and never copied as a whole."""
+
+    images: str
+    """A `.npy` file, uint8 (n, H, W, 3), or (n, H, W) grey."""
+    labels: str
+    """A `.npy` file (n,), one number for each image."""
+    val_images: str | None = None
+    """As `images`, for evaluation; null: `val_fraction` of `images` is."""
+    val_labels: str | None = None
+    """The labels of `val_images`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.root is not None:
+            raise ConfigError(f"data.root has no use for arrays, got {self.root!r}; put it into data.images and others")
+        if (self.val_images is None) != (self.val_labels is None):
+            lacking = "val_images" if self.val_images is None else "val_labels"
+            raise ConfigError(f"data.{lacking} must be given with the other of the two; add data.{lacking}=FILE")
+
+
+@dataclass(kw_only=True)
 class Cifar10Data(Data):
     """CIFAR-10's 60,000 images of 32x32, with its own split into training and evaluation."""
 
@@ -129,3 +152,37 @@ class Cifar10Data(Data):
         if self.root is None:
             raise ConfigError("data.root must be a directory, got null; data/cifar10 is the usual one")
         self.download = flag("data.download", self.download)
+
+
+@dataclass(kw_only=True)
+class Cifar100Data(Data):
+    """CIFAR-100's 60,000 images of 32x32, with its own split into training and evaluation."""
+
+    root: str | None = "data/cifar100"
+    """Directory that holds `cifar-100-python`, or receives it."""
+    coarse: bool = False
+    """Learn the 20 superclasses instead of the 100 classes."""
+    download: bool = False
+    """Fetch the archive (169 MB) when it is not there."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.root is None:
+            raise ConfigError("data.root must be a directory, got null; data/cifar100 is the usual one")
+        self.coarse = flag("data.coarse", self.coarse)
+        self.download = flag("data.download", self.download)
+
+
+@dataclass(kw_only=True)
+class OwnData(Data):
+    """A source of one's own: code that the configuration names, which is imported and run."""
+
+    root: str | None = None
+    """Given to the factory, if it takes `root`; null: it is called without."""
+    factory: str
+    """`package.module:function`, called with those of `split`, `root` and `val_fraction` that it takes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not re.fullmatch(r"[\w.]+:[\w.]+", self.factory):
+            raise ConfigError(f"data.factory must be package.module:function, got {self.factory!r}")

@@ -4,8 +4,10 @@ from glob import glob
 from pathlib import Path
 
 from pipeline.config.checks import ConfigError
-from pipeline.config.data import Cifar10Data, FolderData, ManifestData, TarData
+from pipeline.config.data import ArraysData, Cifar10Data, Cifar100Data, FolderData, ManifestData, TarData
 from pipeline.config.root import AUTO, PipelineConfig
+
+_ARRAYS = ("images", "labels", "val_images", "val_labels")
 
 
 def make_paths_absolute(config: PipelineConfig, cwd: Path) -> None:
@@ -14,6 +16,7 @@ def make_paths_absolute(config: PipelineConfig, cwd: Path) -> None:
         (config.data, "root"),
         (config.data, "path"),
         (config.data, "pattern"),
+        *((config.data, name) for name in _ARRAYS),
         (config.preload, "dir"),
         (config, "resume"),
         (config, "init_from"),
@@ -34,10 +37,11 @@ def check_paths(config: PipelineConfig) -> None:
         _check_manifest(data)
     if isinstance(data, TarData):
         _check_shards(data.pattern)
-    if isinstance(data, Cifar10Data) and not data.download and not Path(str(data.root)).is_dir():
-        raise ConfigError(
-            f"data.root is not a directory: {data.root}; add data.download=true to fetch CIFAR-10 into it"
-        )
+    if isinstance(data, ArraysData):
+        _check_arrays(data)
+    if isinstance(data, Cifar10Data | Cifar100Data) and not data.download and not Path(str(data.root)).is_dir():
+        name = "CIFAR-10" if isinstance(data, Cifar10Data) else "CIFAR-100"
+        raise ConfigError(f"data.root is not a directory: {data.root}; add data.download=true to fetch {name} into it")
 
 
 def _check_manifest(data: ManifestData) -> None:
@@ -45,6 +49,13 @@ def _check_manifest(data: ManifestData) -> None:
         raise ConfigError(f"data.path is not a file: {data.path}; give a CSV, TSV or JSONL manifest")
     if data.root is not None and not Path(data.root).is_dir():
         raise ConfigError(f"data.root is not a directory: {data.root}; use null for the manifest's own")
+
+
+def _check_arrays(data: ArraysData) -> None:
+    for name in _ARRAYS:
+        path = getattr(data, name)
+        if path is not None and not Path(path).is_file():
+            raise ConfigError(f"data.{name} is not a file: {path}; give a .npy file, as numpy.save writes it")
 
 
 def _check_shards(pattern: str) -> None:

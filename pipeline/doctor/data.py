@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 
 from pipeline.build_source import open_source
-from pipeline.config import Backend, Cifar10Data, Data, SyntheticData
+from pipeline.config import Backend, Cifar10Data, Cifar100Data, Data, SyntheticData
 from pipeline.doctor.finding import Finding, error, guarded, in_words, ok
 from pipeline.doctor.memory import check_predicted_memory
 from pipeline.doctor.plan import RunPlan
@@ -33,6 +33,7 @@ def check_data(plan: RunPlan) -> Iterator[Finding]:
             return
         train, val = sources["train"], sources["val"]
         yield ok("data", f"{len(train):,} images for training, {len(val):,} for evaluation")
+        yield from guarded("workers", check_sending_source, plan, train)
         yield from guarded("labels", check_labels, plan, train, val)
         yield from guarded("samples", check_samples, plan, train)
         yield from guarded("memory", check_predicted_memory, plan, sources)
@@ -46,6 +47,13 @@ def check_sending(plan: RunPlan, transform: Transform) -> Iterator[Finding]:
     yield ok("workers", f"{told} {how}")
 
 
+def check_sending_source(plan: RunPlan, source: Source) -> Iterator[Finding]:
+    """Nothing, or TypeError if the run has worker processes that `source` cannot be sent to."""
+    if plan.backend is Backend.processes:
+        check_picklable(source, "source", "use loader.backend=threads")
+    return iter(())
+
+
 def made_by_first_run(data: Data) -> str | None:
     """That the data is not there yet and the first run makes it, in words; None: it is there, or is an error."""
     if isinstance(data, SyntheticData):
@@ -54,11 +62,12 @@ def made_by_first_run(data: Data) -> str | None:
         seed = {"num_classes": data.num_classes, "seed": data.seed}
         if not is_generated(str(data.root), num_images=data.num_images, **seed):
             return f"{data.num_images:,} images are generated at the first run in {data.root}: nothing to look at yet"
-    if isinstance(data, Cifar10Data) and data.download:
-        from pipeline.sources.cifar10 import is_complete
+    if isinstance(data, Cifar10Data | Cifar100Data) and data.download:
+        from pipeline.sources.cifar import CIFAR10, CIFAR100
 
-        if not is_complete(str(data.root)):
-            return f"CIFAR-10 is downloaded at the first run into {data.root}: nothing to look at yet"
+        published = CIFAR10 if isinstance(data, Cifar10Data) else CIFAR100
+        if not published.is_complete(str(data.root)):
+            return f"{published.name} is downloaded at the first run into {data.root}: nothing to look at yet"
     return None
 
 

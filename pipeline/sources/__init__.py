@@ -7,10 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.sources.cifar10 import open_cifar10
+    from pipeline.sources.arrays import open_arrays
+    from pipeline.sources.cifar import open_cifar10, open_cifar100
     from pipeline.sources.files import ArraySource, FileSource
     from pipeline.sources.folder import open_folder
     from pipeline.sources.manifest import open_manifest
+    from pipeline.sources.own import open_own
     from pipeline.sources.paths import AnyPath, PathTable
     from pipeline.sources.source import Source
     from pipeline.sources.split import Split
@@ -29,9 +31,12 @@ __all__ = [
     "TarSource",
     "at_most",
     "generate_synthetic",
+    "open_arrays",
     "open_cifar10",
+    "open_cifar100",
     "open_folder",
     "open_manifest",
+    "open_own",
     "open_synthetic",
     "open_tar",
 ]
@@ -47,9 +52,12 @@ _HOMES = {
     "TarSource": "tar",
     "at_most": "subset",
     "generate_synthetic": "synthetic",
-    "open_cifar10": "cifar10",
+    "open_arrays": "arrays",
+    "open_cifar10": "cifar",
+    "open_cifar100": "cifar",
     "open_folder": "folder",
     "open_manifest": "manifest",
+    "open_own": "own",
     "open_synthetic": "synthetic",
     "open_tar": "tar",
 }

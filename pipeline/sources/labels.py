@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 WrittenLabel: TypeAlias = str | int | float
 
-_MAX_CLASSES = 1_000_000
+MAX_CLASSES = 1_000_000
 
 
 def number_labels(written: Sequence[WrittenLabel], where: Callable[[int], str]) -> tuple[NDArray[Any], tuple[str, ...]]:
@@ -33,7 +33,7 @@ def number_labels(written: Sequence[WrittenLabel], where: Callable[[int], str]) 
         numbers = {name: number for number, name in enumerate(class_names)}
         return np.array([numbers[str(label)] for label in written], np.int64), class_names
     values = np.array(written, np.float64)
-    valid = np.isfinite(values) if kind is float else (values >= 0) & (values < _MAX_CLASSES)
+    valid = np.isfinite(values) if kind is float else (values >= 0) & (values < MAX_CLASSES)
     if not valid.all():
         first = int(np.argmin(valid))
         cure = "a finite number" if kind is float else "a class number from 0 on (write -1.0 for a measured value)"
