@@ -35,17 +35,21 @@ class StallWatch:
     def begin(self) -> LoopClock:
         """An epoch, or what is left of one, is about to be trained; the clock is for `train_epoch` to keep."""
         began_s = time.perf_counter()
-        self._before, self._cpu_s = self._pipeline.stats(), cpu_s_of_program()
+        self._before, self._cpu_s = self._look()
         self._looked_s = time.perf_counter() - began_s
         return loop_clock_for(self._device)
 
     def end(self, spent: LoopClock) -> None:
         """It was trained."""
         began_s = time.perf_counter()
-        after, cpu_s = self._pipeline.stats(), cpu_s_of_program() - self._cpu_s
-        costs = _costs(self._before, after, spent, cpu_s, self._pipeline)
+        after, cpu_s = self._look()
+        costs = _costs(self._before, after, spent, cpu_s - self._cpu_s, self._pipeline)
         looked_s = self._looked_s + time.perf_counter() - began_s
         self._epochs.append(replace(costs, measuring_s=clocking_s(self._before, after) + looked_s))
+
+    def _look(self) -> tuple[Mapping[str, float], float]:
+        """The pipeline's counters, and the program's processor time."""
+        return self._pipeline.stats(), cpu_s_of_program(has_workers=not self._pipeline.lanes.in_threads)
 
     def report(self, config: TrainConfig, *, may_read: bool = True) -> StallReport | None:
         """Of all epochs that ended, on the rank that waited most; None where nothing was trained, and on other ranks.
