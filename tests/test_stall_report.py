@@ -340,10 +340,13 @@ def test_a_delay_is_found_at_its_stage(photographs: Path, case: int) -> None:
     stage, choose = STAGES[case % len(STAGES)], random.Random(case)
     cfg = random_config(photographs, choose, stage)
     compute_s = choose.uniform(2e-3, 8e-3) if stage != "compute" else 0.0
-    before = report_of(cfg, compute_s=compute_s)
-    # At reduced count the machine is everybody's: there it stands further out.
-    delay_s = delay_above_all(before, stage, factor=1.3 if SOAK else 3.0)
-    after = report_of(cfg, stage=stage, delay_s=delay_s, compute_s=compute_s)
+    # At reduced count the machine is everybody's: there it stands further out, and other programs may hold up a try.
+    for _ in range(1 if SOAK else 3):
+        before = report_of(cfg, compute_s=compute_s)
+        delay_s = delay_above_all(before, stage, factor=1.3 if SOAK else 3.0)
+        after = report_of(cfg, stage=stage, delay_s=delay_s, compute_s=compute_s)
+        if after.bound.stage == stage:
+            break
     assert after.bound.stage == stage, f"{cfg.loader} {after.numbers()}"
     # Whatever the formulas say: what bounds a run makes it slower when it takes longer.
     if after.predicted_per_sec < before.predicted_per_sec / 1.15:
