@@ -1219,8 +1219,8 @@ MUTATIONS = [
     Mutation(
         "advise workers that have no core",
         "stalls/advice.py",
-        "costs.cpu_s / max(1, costs.num_samples) / capacity",
-        "0.0",
+        "later_costs.cpu_s / capacity)",
+        "0.0)",
         "test_stall_report.py::test_where_nothing_would_help_it_says_so",
     ),
     Mutation(

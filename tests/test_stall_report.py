@@ -131,7 +131,7 @@ def test_an_epoch_takes_its_first_batch_the_pace_of_the_slowest_lane_and_the_las
             "cache=pinned",
             1.23,
         ),
-        (THREADS, costs_of(compute=0.3, read=2.0, transform=1.0, making_cpu=1.0, cpu=7.0), {}, {}, None, 1.0),
+        (THREADS, costs_of(compute=0.3, read=2.8, transform=0.2, making_cpu=0.2, cpu=5.8), {}, {}, None, 1.0),
         (
             THREADS,
             costs_of(compute=2.0, decode=1.0, making_cpu=1.0, cpu=7.6),
