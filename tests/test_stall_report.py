@@ -366,7 +366,7 @@ def test_a_stage_of_a_sample_in_worker_processes_is_counted_too(photographs: Pat
 
 
 def test_waiting_for_workers_is_not_collating(photographs: Path) -> None:
-    report = report_of(short_run(photographs, loader={"num_workers": 1}), stage="read", delay_s=2e-2)
+    report = report_of(short_run(photographs, loader={"num_workers": 1}), stage="read", delay_s=0.05)
     assert report.costs.sample_s["collate"] < report.costs.sample_s["read"] / 3
     assert report.bound.stage == "read"
 
@@ -388,7 +388,7 @@ def test_a_part_that_ends_early_is_of_the_samples_the_loop_had_and_not_of_those_
 
 def test_a_queue_is_full_where_the_model_is_slow_and_what_ends_an_epoch_is_no_batch(photographs: Path) -> None:
     cfg = short_run(photographs, loader={"num_workers": 2, "batch_size": 10}, prefetch={"device": "cpu"})
-    costs = report_of(cfg, compute_s=0.02).costs
+    costs = report_of(cfg, compute_s=0.1).costs
     assert costs.prefetch_pct is not None
     assert costs.queue_pct is not None
     assert 50 < costs.prefetch_pct <= 100
@@ -397,14 +397,14 @@ def test_a_queue_is_full_where_the_model_is_slow_and_what_ends_an_epoch_is_no_ba
 
 def test_an_override_that_is_told_can_be_given_and_does_what_it_promises(photographs: Path) -> None:
     cfg = short_run(photographs, loader={"num_workers": 1, "batch_size": 16}, schedule={"epochs": 1})
-    slow = report_of(cfg, stage="read", delay_s=0.02)
+    slow = report_of(cfg, stage="read", delay_s=0.05)
     override = slow.advice.override
     assert override is not None
     assert re.fullmatch(r"loader\.num_workers=\d+", override)
     command_line = [*overrides_for(photographs), "loader.batch_size=16", "schedule.epochs=1", "prefetch=none", override]
     with initialize_config_dir(config_dir=str(conf_dir()), **HYDRA_DEFAULTS):
         given = to_config(compose("train", command_line), cwd="/")
-    faster = report_of(given, stage="read", delay_s=0.02)
+    faster = report_of(given, stage="read", delay_s=0.05)
     assert slow.advice.speedup > 2
     assert faster.measured_per_sec > 2 * slow.measured_per_sec
 
@@ -489,7 +489,7 @@ import torch
 
 def work(root):
     cfg = short_run(Path(root), loader={"num_workers": 1})
-    with join_world(on_cuda=False) as world, delayed("read" if world.rank == 1 else "", 0.02):
+    with join_world(on_cuda=False) as world, delayed("read" if world.rank == 1 else "", 0.1):
         with build_pipeline(cfg, rank=world.rank, world_size=world.size) as pipeline:
             watch = StallWatch(pipeline, device=torch.device("cpu"), world=world)
             learner = learner_for(Slow(3 * cfg.transforms.size**2, 0.0), world)
