@@ -18,6 +18,7 @@ from pipeline.config import (
     ManifestData,
     OnError,
     OwnData,
+    ParquetData,
     SamplerName,
     SyntheticData,
     TarData,
@@ -38,6 +39,7 @@ from pipeline.sources import (
     open_folder,
     open_manifest,
     open_own,
+    open_parquet,
     open_synthetic,
     open_tar,
 )
@@ -76,6 +78,15 @@ def _open_source(data: Data, split: Split) -> Source:
         return open_manifest(data.path, root=data.root, split=split, val_fraction=data.val_fraction)
     if isinstance(data, TarData):
         return open_tar(data.pattern, split=split, val_fraction=data.val_fraction)
+    if isinstance(data, ParquetData):
+        return open_parquet(
+            data.pattern,
+            val_pattern=data.val_pattern,
+            image=data.image,
+            label=data.label,
+            split=split,
+            val_fraction=data.val_fraction,
+        )
     if isinstance(data, ArraysData):
         return open_arrays(
             data.images,

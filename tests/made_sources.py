@@ -10,8 +10,10 @@ import struct
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 from pipeline.sources import (
     ArraySource,
@@ -24,6 +26,7 @@ from pipeline.sources import (
     open_cifar100,
     open_folder,
     open_manifest,
+    open_parquet,
     open_synthetic,
     open_tar,
 )
@@ -124,6 +127,26 @@ def make_arrays(root: Path, num_images: int = 20, shape: tuple[int, ...] = (6, 5
     return root / "images.npy", root / "labels.npy"
 
 
+def make_parquet(
+    root: Path, num_files: int = 2, per_file: int = 12, *, struct: bool = False, labels: str = "texts", **options: Any
+) -> str:
+    """Files in `root` as `datasets` writes them with `struct`, in row groups of five; `options` are `write_table`'s."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    root.mkdir(parents=True, exist_ok=True)
+    for file in range(num_files):
+        images: list[Any] = [f"image {file} {row}".encode() * 50 for row in range(per_file)]
+        if struct:
+            images = [{"bytes": image, "path": "x.jpg"} for image in images]
+        numbers = [row % 3 for row in range(per_file)]
+        written = {"texts": [CLASSES[n] for n in numbers], "numbers": numbers, "values": [n / 4 for n in numbers]}
+        table = arrow.table({"label": written[labels], "note": numbers, "image": images})
+        if struct:
+            features = {"info": {"features": {"label": {"names": list(CLASSES), "_type": "ClassLabel"}}}}
+            table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+        parquet.write_table(table, root / f"part-{file:05d}.parquet", **({"row_group_size": 5} | options))
+    return str(root / "part-*.parquet")
+
+
 def open_parts(root: Path, split: Split) -> Source:
     """Arrays that bring their own split."""
     (images, labels), (val_images, val_labels) = make_arrays(root / "train"), make_arrays(root / "val", 9)
@@ -151,6 +174,12 @@ SOURCES: dict[str, Callable[[Path, Split], Source]] = {
     "arrays": lambda root, split: open_arrays(*make_arrays(root), split=split, val_fraction=0.3),
     "grey arrays": lambda root, split: open_arrays(*make_arrays(root, shape=(6, 5)), split=split, val_fraction=0.3),
     "arrays with their split": open_parts,
+    "parquet": lambda root, split: open_parquet(make_parquet(root), split=split, val_fraction=0.3),
+    "parquet of datasets": lambda root, split: open_parquet(
+        make_parquet(root / "train", struct=True, labels="numbers"),
+        val_pattern=make_parquet(root / "val", 1, struct=True, labels="numbers"),
+        split=split,
+    ),
     "cifar10": lambda root, split: open_cifar10(make_cifar10(root), split=split),
     "cifar100": lambda root, split: open_cifar100(make_cifar100(root), split=split),
     "cifar100 coarse": lambda root, split: open_cifar100(make_cifar100(root), split=split, coarse=True),

@@ -26,6 +26,7 @@ from pipeline.config import (
     FolderData,
     Loader,
     ManifestData,
+    ParquetData,
     PipelineConfig,
     Preload,
     SyntheticData,
@@ -44,6 +45,7 @@ NEEDS = {
     "data/folder": ["data.root={tmp}"],
     "data/manifest": ["data.path={tmp}/list.csv"],
     "data/tar": ["data.pattern={tmp}/*.tar"],
+    "data/parquet": ["data.pattern={tmp}/*.tar"],
     "data/arrays": ["data.images={tmp}/list.csv", "data.labels={tmp}/list.csv"],
     "data/cifar10": ["data.download=true"],
     "data/cifar100": ["data.download=true"],
@@ -291,6 +293,10 @@ def test_evaluation_draws_nothing_and_resolved_chooses_the_resize() -> None:
         (ManifestData(path="list.csv", root="no"), "data.root is not a directory: {tmp}/no; use null"),
         (TarData(pattern="no*.tar"), "data.pattern matches no file: {tmp}/no*.tar"),
         (TarData(pattern="no/{0..3}.tar"), "data.pattern is in {tmp}/no, which is not a directory"),
+        (
+            ParquetData(pattern="*.tar", val_pattern="no*.parquet"),
+            "data.val_pattern matches no file: {tmp}/no*.parquet; give a glob such as data/train-*.parquet",
+        ),
         (Cifar10Data(), "data.root is not a directory: {tmp}/data/cifar10; add data.download=true"),
         (
             Cifar100Data(),
@@ -324,6 +330,7 @@ def test_the_page_of_sources_lists_every_option_of_data_with_its_own_keys() -> N
     ("option", "key"),
     [
         ("arrays", "images"),
+        ("parquet", "pattern"),
         ("own", "factory"),
         ("folder", "root"),
         ("manifest", "path"),

@@ -23,7 +23,7 @@ from pipeline.sources import (
     open_manifest,
     open_tar,
 )
-from pipeline.sources.tar import expand_braces
+from pipeline.sources.shards import expand_braces
 
 
 @pytest.mark.parametrize("kind", SOURCES)

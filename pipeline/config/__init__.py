@@ -16,6 +16,7 @@ from pipeline.config.data import (
     ManifestData,
     OnError,
     OwnData,
+    ParquetData,
     SyntheticData,
     TarData,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "Optim",
     "OptimName",
     "OwnData",
+    "ParquetData",
     "PipelineConfig",
     "Prefetch",
     "PrefetchDevice",

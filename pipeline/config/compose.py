@@ -20,6 +20,7 @@ from pipeline.config.data import (
     FolderData,
     ManifestData,
     OwnData,
+    ParquetData,
     SyntheticData,
     TarData,
 )
@@ -32,6 +33,7 @@ _DATA = {
     "folder": FolderData,
     "manifest": ManifestData,
     "tar": TarData,
+    "parquet": ParquetData,
     "arrays": ArraysData,
     "cifar10": Cifar10Data,
     "cifar100": Cifar100Data,

@@ -117,6 +117,25 @@ class TarData(Data):
 
 
 @dataclass(kw_only=True)
+class ParquetData(Data):
+    """Parquet files with encoded images in a column. Needs the extra `parquet`."""
+
+    pattern: str
+    """The files: a glob (`data/train-*.parquet`) or a brace list."""
+    val_pattern: str | None = None
+    """Those for evaluation; null: `val_fraction` of the rows is."""
+    image: str = "image"
+    """Column of the images: binary, or a struct with the field `bytes`."""
+    label: str = "label"
+    """Column of the labels."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.root is not None:
+            raise ConfigError(f"data.root has no use for parquet, got {self.root!r}; put it into data.pattern")
+
+
+@dataclass(kw_only=True)
 class ArraysData(Data):
     """NumPy files of decoded images of one size, which are mapped and never copied as a whole."""
 

@@ -4,7 +4,7 @@ from glob import glob
 from pathlib import Path
 
 from pipeline.config.checks import ConfigError
-from pipeline.config.data import ArraysData, Cifar10Data, Cifar100Data, FolderData, ManifestData, TarData
+from pipeline.config.data import ArraysData, Cifar10Data, Cifar100Data, FolderData, ManifestData, ParquetData, TarData
 from pipeline.config.root import AUTO, PipelineConfig
 
 _ARRAYS = ("images", "labels", "val_images", "val_labels")
@@ -16,6 +16,7 @@ def make_paths_absolute(config: PipelineConfig, cwd: Path) -> None:
         (config.data, "root"),
         (config.data, "path"),
         (config.data, "pattern"),
+        (config.data, "val_pattern"),
         *((config.data, name) for name in _ARRAYS),
         (config.preload, "dir"),
         (config, "resume"),
@@ -36,7 +37,11 @@ def check_paths(config: PipelineConfig) -> None:
     if isinstance(data, ManifestData):
         _check_manifest(data)
     if isinstance(data, TarData):
-        _check_shards(data.pattern)
+        _check_shards("data.pattern", data.pattern, "shards/*.tar")
+    if isinstance(data, ParquetData):
+        for key, pattern in (("data.pattern", data.pattern), ("data.val_pattern", data.val_pattern)):
+            if pattern is not None:
+                _check_shards(key, pattern, "data/train-*.parquet")
     if isinstance(data, ArraysData):
         _check_arrays(data)
     if isinstance(data, Cifar10Data | Cifar100Data) and not data.download and not Path(str(data.root)).is_dir():
@@ -58,11 +63,11 @@ def _check_arrays(data: ArraysData) -> None:
             raise ConfigError(f"data.{name} is not a file: {path}; give a .npy file, as numpy.save writes it")
 
 
-def _check_shards(pattern: str) -> None:
+def _check_shards(key: str, pattern: str, example: str) -> None:
     """Check a glob as a whole, and of a brace list the directory: its shards are checked where it is expanded."""
     if "{" in pattern:
         directory = Path(pattern.partition("{")[0] + "x").parent
         if not directory.is_dir():
-            raise ConfigError(f"data.pattern is in {directory}, which is not a directory; got {pattern}")
+            raise ConfigError(f"{key} is in {directory}, which is not a directory; got {pattern}")
     elif not glob(pattern):
-        raise ConfigError(f"data.pattern matches no file: {pattern}; give a glob such as shards/*.tar")
+        raise ConfigError(f"{key} matches no file: {pattern}; give a glob such as {example}")

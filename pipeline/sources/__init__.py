@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pipeline.sources.folder import open_folder
     from pipeline.sources.manifest import open_manifest
     from pipeline.sources.own import open_own
+    from pipeline.sources.parquet import ParquetSource, open_parquet
     from pipeline.sources.paths import AnyPath, PathTable
     from pipeline.sources.source import Source
     from pipeline.sources.split import Split
@@ -24,6 +25,7 @@ __all__ = [
     "AnyPath",
     "ArraySource",
     "FileSource",
+    "ParquetSource",
     "PathTable",
     "Source",
     "Split",
@@ -37,6 +39,7 @@ __all__ = [
     "open_folder",
     "open_manifest",
     "open_own",
+    "open_parquet",
     "open_synthetic",
     "open_tar",
 ]
@@ -45,6 +48,7 @@ _HOMES = {
     "AnyPath": "paths",
     "ArraySource": "files",
     "FileSource": "files",
+    "ParquetSource": "parquet",
     "PathTable": "paths",
     "Source": "source",
     "Split": "split",
@@ -58,6 +62,7 @@ _HOMES = {
     "open_folder": "folder",
     "open_manifest": "manifest",
     "open_own": "own",
+    "open_parquet": "parquet",
     "open_synthetic": "synthetic",
     "open_tar": "tar",
 }

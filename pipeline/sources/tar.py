@@ -4,10 +4,8 @@ The format is that of the webdataset project: members that share a key (the name
 are one sample, and the rest of the name says what a member is.
 """
 
-import glob
 import json
 import os
-import re
 import tarfile
 import threading
 from collections.abc import Sequence
@@ -19,14 +17,12 @@ import numpy as np
 
 from pipeline.sources.labels import WrittenLabel, number_labels, parse_texts
 from pipeline.sources.paths import Paths, PathTable
+from pipeline.sources.shards import find_shards
 from pipeline.sources.source import as_labels, hash_order, stamp_file
 from pipeline.sources.split import IMAGE_SUFFIXES, Split, in_split, require_samples
 
 _MAX_OPEN_SHARDS = 256
 """More shards than this are opened for each read (10 us): the usual limit is 1,024 descriptors a process."""
-
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 @dataclass
@@ -152,7 +148,7 @@ def open_tar(pattern: str, *, split: Split, val_fraction: float = 0.1) -> TarSou
     """
     divided = "{split}" in pattern
     patterns = [pattern.replace("{split}", name) for name in ("train", "val")] if divided else [pattern]
-    per_part = [_find_shards(part) for part in patterns]
+    per_part = [find_shards("data.pattern", part) for part in patterns]
     shards = [shard for part in per_part for shard in part]
     index = _Index()
     for number, shard in enumerate(shards):
@@ -172,31 +168,6 @@ def open_tar(pattern: str, *, split: Split, val_fraction: float = 0.1) -> TarSou
     require_samples(int(kept.sum()), split, f"data.pattern={pattern}")
     members = list(compress(index.members, kept))
     return TarSource(shards, members, spans=spans[kept], labels=labels[kept], class_names=class_names)
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """Returns every name that `pattern` stands for: `{08..10}` counts and keeps the width, `{a,b}` lists."""
-    match = _BRACES.search(pattern)
-    if match is None:
-        return [pattern]
-    bounds = _RANGE.fullmatch(match[1])
-    if bounds is None:
-        choices = match[1].split(",")
-    else:
-        choices = [f"{number:0{len(bounds[1])}d}" for number in range(int(bounds[1]), int(bounds[2]) + 1)]
-    return [
-        name for choice in choices for name in expand_braces(pattern[: match.start()] + choice + pattern[match.end() :])
-    ]
-
-
-def _find_shards(pattern: str) -> list[str]:
-    shards: list[str] = []
-    for name in expand_braces(pattern):
-        found = sorted(glob.glob(name))
-        if not found:
-            raise ValueError(f"data.pattern={pattern}: there is no file {name}")
-        shards.extend(map(os.path.abspath, found))
-    return shards
 
 
 @dataclass(slots=True)
