@@ -231,17 +231,17 @@ def test_a_run_that_begins_anew_keeps_no_row_of_one_that_saved_nothing(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere.at.all:Own", r"cannot be imported: ModuleNotFoundError: .*; add its directory to PYTHONPATH"),
-        ("needs_more:Own", "cannot be imported: ModuleNotFoundError: No module named 'a_package_nobody_has'; install"),
+        ("nowhere.at.all:Own", r"cannot be imported: No module named .*; add its directory to PYTHONPATH"),
+        ("needs_more:Own", "cannot be imported: No module named 'a_package_nobody_has'; install"),
         ("is_broken:Own", "cannot be imported: ZeroDivisionError"),
-        ("own_loggers:Legder", "cannot be imported: AttributeError: .* no attribute 'Legder'"),
+        ("own_loggers:Legder", "own_loggers has no Legder; define it there, or correct the name"),
         ("own_loggers:raises", "gave no logger when it was called: KeyError: 'TOKEN'"),
         ("own_loggers:HasNoClose", "gave HasNoClose, which has no close; a logger has start, step, epoch, close"),
     ],
     ids=["no module", "a module's need", "a broken module", "no such name", "a factory that raises", "no logger"],
 )
 def test_a_logger_that_cannot_be_had_is_one_line(name: str, message: str, own: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"^logger\.extra={re.escape(name)} {message}") as caught:
+    with pytest.raises(ConfigError, match=rf"^logger\.extra={re.escape(name)}:? {message}") as caught:
         choose_loggers(Logger(extra=[name]))
     assert "\n" not in str(caught.value)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from operator import attrgetter
 from typing import Any
 
 from pipeline.config import ConfigError
 from pipeline.config import Logger as LoggerOptions
+from pipeline.named import import_named, said
 from pipeline.training.loggers.csv_file import CsvLogger
 from pipeline.training.loggers.logger import Logger
 from pipeline.training.loggers.tensorboard import TensorBoardLogger
@@ -35,18 +34,11 @@ def choose_loggers(options: LoggerOptions) -> dict[str, Logger]:
 
 def _make(name: str) -> Logger:
     """The logger that the factory `package.module:factory` gives."""
-    module_name, _, factory_name = name.partition(":")
-    try:
-        factory = attrgetter(factory_name)(import_module(module_name))
-    except ModuleNotFoundError as error:
-        cure = "install it" if error.name not in _prefixes(module_name) else "add its directory to PYTHONPATH"
-        raise ConfigError(f"logger.extra={name} cannot be imported: {_said(error)}; {cure}") from error
-    except Exception as error:  # whatever a user's module does when it is imported
-        raise ConfigError(f"logger.extra={name} cannot be imported: {_said(error)}") from error
+    factory: Any = import_named("logger.extra", name)
     try:
         logger: Any = factory()
     except Exception as error:
-        raise ConfigError(f"logger.extra={name} gave no logger when it was called: {_said(error)}") from error
+        raise ConfigError(f"logger.extra={name} gave no logger when it was called: {said(error)}") from error
     missing = [method for method in _METHODS if not callable(getattr(logger, method, None))]
     if missing:
         raise ConfigError(
@@ -55,14 +47,3 @@ def _make(name: str) -> Logger:
         )
     made: Logger = logger
     return made
-
-
-def _prefixes(module_name: str) -> list[str]:
-    """The packages that `module_name` lies in, and itself."""
-    parts = module_name.split(".")
-    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
-
-
-def _said(error: Exception) -> str:
-    """What `error` says, on one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
