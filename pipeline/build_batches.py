@@ -115,6 +115,7 @@ class Making:
                 num_epochs=num_epochs,
                 stats=stats,
                 on_bad=None if self.bad is None else self.bad.add,
+                pin=None if delivery.streams is None else delivery.streams.pin,
             )
             prefetcher = delivery.prefetcher(loader)
             if prefetcher is not None:

@@ -9,7 +9,8 @@ import torch
 from pipeline.config import ConfigError, PipelineConfig, Transforms
 from pipeline.loader.batch import Batch
 from pipeline.loader.loader import Loader
-from pipeline.prefetch import BatchStage, PrefetchLoader, Streams, streams_for
+from pipeline.prefetch import BatchStage, PrefetchLoader
+from pipeline.streams import Streams, streams_for
 from pipeline.transforms.device import BatchTransform
 
 

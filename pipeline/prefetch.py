@@ -1,12 +1,12 @@
-"""Keeps the next batches ready on the device. The only file that makes or waits on CUDA streams.
+"""Keeps the next batches ready on the device.
 
-A thread pulls batches from a loader, moves them, and queues them. On CUDA every copy runs on one side stream, and three
-things keep it right, each with a test that fails without it:
+A thread pulls batches from a loader, moves them, and queues them. Every copy runs on one side stream, and three things
+keep it right, each with a test that fails without it:
 
-- the consumer's stream waits for the copy's event before it touches the batch;
-- `record_stream` tells the allocator that the consumer's stream uses memory that the side stream allocated, so that a
-  batch dropped by the consumer is not handed out again while its kernels still run;
-- the copy reads page-locked memory that torch's own allocator guards until the copy has happened.
+- the consumer's stream waits for the event behind copy and stage before it touches the batch;
+- the allocator is told that the consumer's stream uses memory that the side stream allocated, so that a batch dropped
+  by the consumer is not handed out again while its kernels still run;
+- the loader's batch is held until the event behind its copy has happened: its slot is written to again right after.
 """
 
 from __future__ import annotations
@@ -14,105 +14,23 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sized
-from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
-from typing import Any, NamedTuple, Protocol, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor
 
-from pipeline.config import ConfigError
 from pipeline.loader.batch import Batch
 from pipeline.stats import TRANSFER, StageClock
+from pipeline.streams import Streams, streams_for
 
 EXIT_LIMIT_S = 5.0
 """How long a collected prefetcher, or the interpreter's exit, waits for a thread that does not end."""
 
 BatchStage = Callable[[Any], Any]
 """Work on a batch that is on the device; runs on the side stream."""
-
-
-class Streams(Protocol):
-    """The four things a prefetcher asks of a device."""
-
-    def side(self) -> AbstractContextManager[Any]:
-        """Work issued inside runs on the side stream."""
-
-    def move(self, tensor: Tensor) -> Tensor:
-        """Begin the copy of a CPU tensor to the device."""
-
-    def record(self) -> Any:
-        """An event after everything issued on the side stream so far."""
-
-    def wait(self, event: Any) -> None:
-        """Let the consumer's current stream wait for `event`."""
-
-    def keep(self, tensor: Tensor) -> None:
-        """Guard the tensor's memory until the consumer's current stream is done with it."""
-
-
-class CpuStreams:
-    """No streams: the batch stays where it is."""
-
-    def side(self) -> AbstractContextManager[Any]:
-        """Nothing to enter."""
-        return nullcontext()
-
-    def move(self, tensor: Tensor) -> Tensor:
-        """The tensor itself."""
-        return tensor.cpu()
-
-    def record(self) -> None:
-        """Nothing to wait for."""
-
-    def wait(self, event: Any) -> None:
-        """Nothing to wait for."""
-
-    def keep(self, tensor: Tensor) -> None:
-        """Nothing to guard."""
-
-
-class CudaStreams:
-    """One side stream for the life of the prefetcher, on `device` only: no other device's context is created."""
-
-    def __init__(self, device: torch.device) -> None:
-        """Make the side stream. ConfigError when this machine has no such CUDA device."""
-        if not torch.cuda.is_available():
-            raise ConfigError("prefetch.device=cuda needs a CUDA device and torch sees none; use auto, cpu or none")
-        self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-
-    def side(self) -> AbstractContextManager[Any]:
-        """Make the side stream current in the calling thread."""
-        return cast(AbstractContextManager[Any], torch.cuda.stream(self._stream))
-
-    def move(self, tensor: Tensor) -> Tensor:
-        """Copy by way of page-locked memory; torch's host allocator keeps that until the copy is over."""
-        pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
-        return pinned.to(self._device, non_blocking=True)
-
-    def record(self) -> torch.cuda.Event:
-        """An event on the side stream."""
-        return cast(torch.cuda.Event, self._stream.record_event())
-
-    def wait(self, event: torch.cuda.Event) -> None:
-        """Order the consumer's current stream after `event`; the host does not wait."""
-        torch.cuda.current_stream(self._device).wait_event(event)
-
-    def keep(self, tensor: Tensor) -> None:
-        """`record_stream` on the consumer's current stream."""
-        tensor.record_stream(torch.cuda.current_stream(self._device))
-
-
-def streams_for(device: torch.device | str) -> Streams:
-    """The streams of `device`. ValueError for a device type that has none here."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return CudaStreams(device)
-    if device.type == "cpu":
-        return CpuStreams()
-    raise ValueError(f"prefetch.device must be cpu or cuda, got {device}")
 
 
 class _Ready(NamedTuple):
@@ -137,6 +55,7 @@ class _Pull:
     ) -> None:
         """Begin the loader's next epoch, in the calling thread, then pull it in another."""
         self.ready: SimpleQueue[_Ready | _Failed | None] = SimpleQueue()
+        self._num_batches = num_batches
         self._room = threading.Semaphore(num_batches)
         self._stopping = False
         self._is_over = False
@@ -171,6 +90,7 @@ class _Pull:
         stage: BatchStage | None,
         clock: StageClock,
     ) -> None:
+        copying: deque[tuple[Any, Any]] = deque()
         try:
             while True:
                 self._room.acquire()
@@ -182,18 +102,34 @@ class _Pull:
                 state = state_dict() if state_dict is not None else None
                 began = time.perf_counter()
                 with streams.side():
-                    batch = map_tensors(streams.move, batch)
+                    try:
+                        moved = map_tensors(streams.move, batch)
+                    finally:  # also where the second tensor finds no room: the first one's copy is on its way
+                        copying.append((streams.record(), batch))
                     if stage is not None:
-                        batch = stage(batch)
-                    self.ready.put(_Ready(batch, streams.record(), state))
+                        moved = stage(moved)
+                    self.ready.put(_Ready(moved, streams.record(), state))
                 clock.add(TRANSFER, time.perf_counter() - began, _num_samples(batch))
-                del batch
+                del batch, moved
+                _let_go(copying, streams, self._num_batches)
         except BaseException as error:
             self._is_over = True
             self.ready.put(_Failed(error))
         else:
             self._is_over = True
             self.ready.put(None)
+        finally:
+            _let_go(copying, streams, 0)
+
+
+def _let_go(copying: deque[tuple[Any, Any]], streams: Streams, max_held: int) -> None:
+    """Drop the batches, oldest first, whose copies are over, and wait for that while more than `max_held` are held.
+
+    `copying` has events and the loader's batches that the copies before them read.
+    """
+    while copying and (len(copying) > max_held or streams.is_over(copying[0][0])):
+        streams.finish(copying[0][0])
+        copying.popleft()
 
 
 class PrefetchLoader:

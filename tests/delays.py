@@ -15,10 +15,10 @@ from pipeline.build import build_pipeline
 from pipeline.config import TrainConfig
 from pipeline.dist import ALONE, World
 from pipeline.loader import slots
-from pipeline.prefetch import CpuStreams
 from pipeline.sources import files
 from pipeline.stalls import StallReport
 from pipeline.stalls.bound import parts_of
+from pipeline.streams import CpuStreams
 from pipeline.training.compute import Compute
 from pipeline.training.learner import Learner
 from pipeline.training.loop import Totals, train_epoch

@@ -16,6 +16,7 @@ from pipeline.loader.executors import Executor, SerialExecutor, ThreadExecutor
 from pipeline.loader.loader import Loader
 from pipeline.loader.order import Order
 from pipeline.loader.processes import ProcessExecutor
+from pipeline.loader.slots import Pin
 from pipeline.sampler import Sampler, ShuffleSampler
 from pipeline.shared import Arena
 from pipeline.stats import Stats
@@ -126,6 +127,7 @@ def make_loader(
     num_epochs: int | None = None,
     row_shape: tuple[int, ...] = ROW_SHAPE,
     num_draws: int = 1,
+    pin: Pin | None = None,
     **options: Any,
 ) -> Loader:
     """A loader of small float images over `sample`; `options` are `make_executor`'s."""
@@ -152,6 +154,7 @@ def make_loader(
         read_ahead=read_ahead,
         num_epochs=num_epochs,
         stats=stats,
+        pin=pin,
     )
 
 

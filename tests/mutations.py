@@ -168,10 +168,10 @@ MUTATIONS = [
     Mutation(
         "record the event before the stage",
         "prefetch.py",
-        "                    if stage is not None:\n                        batch = stage(batch)\n"
-        "                    self.ready.put(_Ready(batch, streams.record(), state))\n",
-        "                    event = streams.record()\n                    batch = stage(batch) if stage else batch\n"
-        "                    self.ready.put(_Ready(batch, event, state))\n",
+        "                    if stage is not None:\n                        moved = stage(moved)\n"
+        "                    self.ready.put(_Ready(moved, streams.record(), state))\n",
+        "                    event = streams.record()\n                    moved = stage(moved) if stage else moved\n"
+        "                    self.ready.put(_Ready(moved, event, state))\n",
         "test_prefetch.py::test_the_stage_runs_on_the_side_stream_before_the_event",
     ),
     Mutation(
@@ -1832,6 +1832,63 @@ MUTATIONS = [
         "page_checksum_verification=True",
         "page_checksum_verification=False",
         "test_parquet.py::test_a_damaged_page_raises_under_its_files_name_and_is_never_a_sample",
+    ),
+    Mutation(
+        "let the consumer read a batch that is still being copied",
+        "prefetch.py",
+        "            self._streams.wait(item.event)\n",
+        "",
+        "test_streams.py::test_the_consumer_reads_what_the_loader_made_however_late_things_happen[threads-late copies]",
+    ),
+    Mutation(
+        "give device memory away while the consumer's kernels read it",
+        "prefetch.py",
+        "            map_tensors(self._keep, item.batch)\n",
+        "",
+        "test_streams.py::"
+        "test_the_consumer_reads_what_the_loader_made_however_late_things_happen[threads-late kernels]",
+    ),
+    Mutation(
+        "give a slot back before its copy has read it",
+        "prefetch.py",
+        "copying.append((streams.record(), batch))",
+        "copying.append((streams.record(), None))",
+        "test_streams.py::test_a_slot_is_held_until_its_copy_has_happened_and_no_longer",
+    ),
+    Mutation(
+        "let the oldest copy go without waiting for it",
+        "prefetch.py",
+        "        streams.finish(copying[0][0])\n",
+        "",
+        "test_streams.py::test_however_an_epoch_ends_no_slot_goes_back_before_its_copy_has_happened[at its end]",
+    ),
+    Mutation(
+        "hold a slot for as long as the epoch lasts",
+        "prefetch.py",
+        "                _let_go(copying, streams, self._num_batches)\n",
+        "",
+        "test_streams.py::test_a_slot_is_held_until_its_copy_has_happened_and_no_longer",
+    ),
+    Mutation(
+        "forget the copies that an epoch's end leaves behind",
+        "prefetch.py",
+        "            _let_go(copying, streams, 0)\n",
+        "            copying.clear()\n",
+        "test_streams.py::test_however_an_epoch_ends_no_slot_goes_back_before_its_copy_has_happened[broken off]",
+    ),
+    Mutation(
+        "issue copies on the consumer's stream",
+        "prefetch.py",
+        "                with streams.side():\n",
+        "                if True:\n",
+        "test_streams.py::test_the_consumer_reads_what_the_loader_made_however_late_things_happen[threads-late copies]",
+    ),
+    Mutation(
+        "unlock pages while a batch still views them",
+        "loader/slots.py",
+        "weakref.finalize(_owner(memory), unpin)",
+        "weakref.finalize(memory, unpin)",
+        "test_streams.py::test_pages_are_unlocked_when_the_loader_and_the_last_batch_are_gone[threads]",
     ),
     Mutation(
         "stop only the ranks that a signal reached",

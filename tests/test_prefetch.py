@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from pipeline.loader.batch import Batch
-from pipeline.prefetch import CudaStreams, PrefetchLoader, map_tensors, streams_for
+from pipeline.prefetch import PrefetchLoader, map_tensors
+from pipeline.streams import CudaStreams, streams_for
 
 
 class RecordingStreams:
@@ -50,6 +51,12 @@ class RecordingStreams:
     def keep(self, tensor: Tensor) -> None:
         self.log.append(("keep", tensor.data_ptr()))
 
+    def is_over(self, event: int) -> bool:
+        return event < 0  # not before somebody waits
+
+    def finish(self, event: int) -> None:
+        self.log.append(("finish", event))
+
 
 class Pair(NamedTuple):
     image: Tensor
@@ -62,7 +69,7 @@ def test_every_batch_is_copied_recorded_waited_for_and_kept_before_the_consumer_
     for number, batch in enumerate(PrefetchLoader(batches, "cpu", streams=streams), start=1):
         log = list(streams.log)
         copied = log.index(("copy", batch.data_ptr()))
-        recorded, waited = log.index(("record", number)), log.index(("wait", number))
+        recorded, waited = log.index(("record", 2 * number)), log.index(("wait", 2 * number))
         kept = log.index(("keep", batch.data_ptr()), waited)
         assert copied < recorded < waited < kept
 
@@ -76,7 +83,14 @@ def test_the_stage_runs_on_the_side_stream_before_the_event() -> None:
 
     (batch,) = PrefetchLoader([torch.zeros(2)], "cpu", streams=streams, stage=stage)
     assert batch.tolist() == [1, 1]
-    assert [what for what, _ in streams.log] == ["copy", "stage", "record", "wait", "keep"]
+    assert [what for what, _ in streams.log if what != "finish"] == [
+        "copy",
+        "record",
+        "stage",
+        "record",
+        "wait",
+        "keep",
+    ]
 
 
 @pytest.mark.parametrize("num_batches", [1, 2, 5])
@@ -272,3 +286,25 @@ def test_batches_on_the_gpu_equal_those_on_the_cpu() -> None:
         for batch, expected in zip(loader, batches, strict=True):
             assert batch.images.device.type == "cuda"
             assert torch.equal((batch.images * 1).cpu(), expected.images)
+
+
+@pytest.mark.gpu
+def test_slots_on_the_gpu_are_read_before_they_are_filled_anew_and_are_page_locked() -> None:
+    device = torch.device("cuda")
+    streams = CudaStreams(device)
+
+    def slowly(batch: Batch) -> Batch:
+        torch.cuda._sleep(20_000_000)  # the next copy is behind it, while workers fill slots
+        return batch
+
+    shape = (64, 64, 3)
+    with make_loader(FakeSample(), num_samples=400, row_shape=shape) as loader:
+        expected = [batch.images.clone() for batch in loader]
+    with (
+        make_loader(FakeSample(), num_samples=400, row_shape=shape, num_workers=4, pin=streams.pin) as loader,
+        PrefetchLoader(loader, device, streams=streams, stage=slowly) as batches,
+    ):
+        for batch, images in zip(batches, expected, strict=True):
+            assert torch.equal((batch.images * 1).cpu(), images)
+        slot = loader._ring._memory[0]
+        assert torch.from_numpy(slot).is_pinned()

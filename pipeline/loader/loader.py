@@ -19,7 +19,7 @@ from pipeline.loader.batch import Batch
 from pipeline.loader.executors import Executor
 from pipeline.loader.job import Job
 from pipeline.loader.order import Order
-from pipeline.loader.slots import SlotRing, max_slots, slot_bytes
+from pipeline.loader.slots import Pin, SlotRing, max_slots, slot_bytes
 from pipeline.loader.state import make_state, resume_point
 from pipeline.stats import BUSY, COLLATE, Stats
 
@@ -55,6 +55,7 @@ class Loader:
         num_epochs: int | None = None,
         stats: Stats | None = None,
         on_bad: OnBad | None = None,
+        pin: Pin | None = None,
     ) -> None:
         """Take ownership of `executor`.
 
@@ -69,11 +70,13 @@ class Loader:
             stats: counters to fill; new ones when None.
             on_bad: told of the bad samples that a batch passed over, by id with their causes, before it is handed over;
                 what it raises ends the epoch's iterator.
+            pin: locks the pages of slots, for a device that copies from them.
         """
         self.order = order
         self.stats_counters = stats if stats is not None else Stats()
         self._executor = executor
         self._on_bad = on_bad
+        self._pin = pin
         self._channels_last = channels_last
         self._row = (row_shape, row_dtype)
         self._read_ahead = read_ahead and executor.num_workers > 0
@@ -184,7 +187,7 @@ class Loader:
         shape, dtype = self._row
         in_flight, rows = self._executor.in_flight, self.order.batch_size
         memory = self._executor.slot_memory(slot_bytes(shape, dtype, rows), max_slots(in_flight), shape, dtype)
-        return SlotRing(shape, dtype, rows, in_flight=in_flight, memory=memory)
+        return SlotRing(shape, dtype, rows, in_flight=in_flight, memory=memory, pin=self._pin)
 
     def _wait(self, job: Job) -> None:
         while not job.wait(WATCH_S):

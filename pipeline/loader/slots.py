@@ -14,6 +14,7 @@ breaking it:
 from __future__ import annotations
 
 import math
+import mmap
 import weakref
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
@@ -33,7 +34,10 @@ def max_slots(in_flight: int) -> int:
 
 
 SlotMemory = Callable[[int], NDArray[np.uint8]]
-"""Slot number -> its memory, writable; asked once for each slot, in order."""
+"""Slot number -> its memory, writable, from the beginning of a page; asked once for each slot, in order."""
+
+Pin = Callable[[NDArray[np.uint8]], Callable[[], None] | None]
+"""Locks the pages of a slot for a device that copies from them, and returns what undoes it."""
 
 
 class SlotRing:
@@ -51,12 +55,17 @@ class SlotRing:
         *,
         in_flight: int,
         memory: SlotMemory | None = None,
+        pin: Pin | None = None,
     ) -> None:
-        """Describe the slots: `rows` rows of `row_shape`, of `dtype`, in `memory` or else in this process's own."""
+        """Describe the slots: `rows` rows of `row_shape`, of `dtype`, in `memory` or else in this process's own.
+
+        What `pin` locks is unlocked when the last view of the slot and the ring itself are gone.
+        """
         self._row_shape = row_shape
         self._dtype = np.dtype(dtype)
         self._slot_bytes = slot_bytes(row_shape, dtype, rows)
         self._make_memory = memory or self._private_memory
+        self._pin = pin
         self._max_lent = in_flight + 2
         self._memory: list[NDArray[np.uint8]] = []
         self._free: SimpleQueue[int] = SimpleQueue()
@@ -78,12 +87,20 @@ class SlotRing:
             slot = self._free.get_nowait()
         except Empty:
             slot = len(self._memory)
-            self._memory.append(self._make_memory(slot))
+            memory = self._make_memory(slot)
+            unpin = None if self._pin is None else self._pin(memory)
+            if unpin is not None:
+                weakref.finalize(_owner(memory), unpin).atexit = False
+            self._memory.append(memory)
         self._filling += 1
         return slot
 
     def _private_memory(self, _: int) -> NDArray[np.uint8]:
-        return np.empty(self._slot_bytes, np.uint8)
+        # Whole pages: one that two slots share cannot be locked for both.
+        num_bytes = -(-self._slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        memory = np.empty(num_bytes + mmap.PAGESIZE, np.uint8)
+        start = -memory.ctypes.data % mmap.PAGESIZE
+        return memory[start : start + num_bytes]
 
     def give_back(self, slot: int) -> None:
         """Return a slot that was taken but not lent. Every writer must have finished."""
@@ -108,3 +125,10 @@ class SlotRing:
         finalizer = weakref.finalize(rows, self._free.put, slot)
         finalizer.atexit = False
         return rows, False
+
+
+def _owner(memory: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The array that views of `memory` keep alive: NumPy passes over those in between."""
+    while isinstance(memory.base, np.ndarray):
+        memory = memory.base
+    return memory
