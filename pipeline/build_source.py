@@ -25,6 +25,7 @@ from pipeline.config import (
     Transforms,
 )
 from pipeline.loader.bad import Tolerance
+from pipeline.machine import release_freed_memory
 from pipeline.named import import_named
 from pipeline.pickling import check_picklable
 from pipeline.quarantine import BadSamples, Quarantine
@@ -57,9 +58,11 @@ def open_source(data: Data, split: Split) -> Source:
     """
     max_samples = data.max_samples if split == "train" else data.max_val_samples
     try:
-        return at_most(_open_source(data, split), max_samples)
+        source = at_most(_open_source(data, split), max_samples)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    release_freed_memory()  # of lists and arrays that became the source
+    return source
 
 
 def _open_source(data: Data, split: Split) -> Source:

@@ -15,7 +15,8 @@ class FileSource:
     """Encoded images in files.
 
     Args:
-        paths: One a sample; they are copied into packed memory, never opened or checked here.
+        paths: One a sample; they are copied into packed memory, never opened or checked here. A `PathTable` is kept
+            as it is, with its own root.
         labels: Numbers, first dimension as long as `paths`.
         class_names: One name a class number; empty when labels are not classes.
         root: Put in front of relative paths. It does not enter the fingerprint, so that a set may be moved.
@@ -31,7 +32,7 @@ class FileSource:
         root: AnyPath | None = None,
         weights: ArrayLike | None = None,
     ) -> None:
-        self.paths = PathTable(paths, root=root)
+        self.paths = paths if isinstance(paths, PathTable) else PathTable(paths, root=root)
         self.labels: NDArray[Any] = as_labels(labels, len(self.paths))
         self.class_names = tuple(class_names)
         self.weights: NDArray[np.float64] | None = None if weights is None else np.array(weights, np.float64)

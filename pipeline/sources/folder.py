@@ -2,13 +2,14 @@
 
 import logging
 import os
-from collections import Counter
-from collections.abc import Iterator
-from itertools import compress
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.sources.files import FileSource
-from pipeline.sources.paths import AnyPath
-from pipeline.sources.split import IMAGE_SUFFIXES, Split, in_split, require_samples
+from pipeline.sources.paths import AnyPath, PathTable
+from pipeline.sources.split import IMAGE_SUFFIXES, Split, of_split, require_samples
+from pipeline.sources.walk import Images, Walk
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +45,12 @@ def open_folder(root: AnyPath, *, split: Split, val_fraction: float = 0.1) -> Fi
             f"data.root={root} has no class directories: put each class's images into a directory of its own, "
             f"such as {os.path.join(root, 'cat', '1.jpg')}"
         )
-    paths, labels = _list_images(inside, class_names, may_lack_classes=inside != root)
+    paths, labels, hashes = _list_images(inside, class_names, may_lack_classes=inside != root)
     if inside == root:
-        kept = in_split(paths, split, val_fraction)
-        paths, labels = list(compress(paths, kept)), list(compress(labels, kept))
+        kept = of_split(hashes, split, val_fraction)
+        paths, labels = paths.taken(kept), labels[kept]
     require_samples(len(paths), split, f"data.root={root}")
-    return FileSource(paths, labels, class_names, root=inside)
+    return FileSource(paths, labels, class_names)
 
 
 def _directories(root: str) -> list[str]:
@@ -62,43 +63,24 @@ def _directories(root: str) -> list[str]:
         ) from None
 
 
-def _list_images(root: str, class_names: list[str], *, may_lack_classes: bool) -> tuple[list[str], list[int]]:
-    """Returns paths below `root` in sorted order, and their class numbers."""
-    paths: list[str] = []
-    labels: list[int] = []
-    ignored: Counter[str] = Counter()
-    for number, name in enumerate(class_names):
-        num_before = len(paths)
-        if os.path.isdir(os.path.join(root, name)):
-            paths.extend(_walk(root, name, ignored, ()))
-        if len(paths) == num_before and not may_lack_classes:
-            raise ValueError(
-                f"data.root={root} has no image in its class directory {name!r}: remove the directory, "
-                f"or add images ({', '.join(sorted(IMAGE_SUFFIXES))})"
-            )
-        labels.extend([number] * (len(paths) - num_before))
-    if ignored:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common(5))
-        log.info("%s: ignored %d files that are not images (%s)", root, ignored.total(), kinds)
-    return paths, labels
-
-
-def _walk(root: str, directory: str, ignored: Counter[str], parents: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    """Yields the images below `root/directory`, as paths below `root`, sorted; counts the other files by suffix."""
-    here = os.path.join(root, directory)
-    status = os.stat(here)
-    identity = (status.st_dev, status.st_ino)
-    if identity in parents:
-        raise ValueError(f"{here} is a link to a directory that holds it; remove the link")
-    with os.scandir(here) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
-    for entry in ordered:
-        path = f"{directory}{os.sep}{entry.name}"
-        if entry.name.startswith("."):
-            ignored["hidden"] += 1
-        elif entry.is_dir():
-            yield from _walk(root, path, ignored, (*parents, identity))
-        elif (suffix := os.path.splitext(entry.name)[1].lower()).lstrip(".") in IMAGE_SUFFIXES:
-            yield path
-        else:
-            ignored[suffix or "without a suffix"] += 1
+def _list_images(
+    root: str, class_names: list[str], *, may_lack_classes: bool
+) -> tuple[PathTable, NDArray[np.int64], NDArray[np.uint64]]:
+    """Returns the images below `root` in sorted order, their class numbers, and the hashes of their paths."""
+    per_class: list[Images] = []
+    with Walk(root) as walk:
+        for name in class_names:
+            found = walk.images(name) if os.path.isdir(os.path.join(root, name)) else Images()
+            if found.count == 0 and not may_lack_classes:
+                raise ValueError(
+                    f"data.root={root} has no image in its class directory {name!r}: remove the directory, "
+                    f"or add images ({', '.join(sorted(IMAGE_SUFFIXES))})"
+                )
+            per_class.append(found)
+    if walk.ignored:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in walk.ignored.most_common(5))
+        log.info("%s: ignored %d files that are not images (%s)", root, walk.ignored.total(), kinds)
+    paths = PathTable.from_packed(b"".join(piece for found in per_class for piece in found.paths), root=root)
+    labels = np.repeat(np.arange(len(per_class)), [found.count for found in per_class])
+    hashes = np.concatenate([np.empty(0, np.uint64), *(piece for found in per_class for piece in found.hashes)])
+    return paths, labels, hashes

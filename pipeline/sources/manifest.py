@@ -7,17 +7,29 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import compress
 from typing import Any
 
 import numpy as np
 
 from pipeline.sources.files import FileSource
+from pipeline.sources.index import (
+    Arrays,
+    IndexFile,
+    identity_of,
+    is_settled,
+    pack_identities,
+    pack_names,
+    unpack_identities,
+    unpack_names,
+)
 from pipeline.sources.labels import number_labels, parse_texts
-from pipeline.sources.paths import AnyPath
-from pipeline.sources.split import Split, in_split, require_samples
+from pipeline.sources.paths import AnyPath, PathTable
+from pipeline.sources.split import Split, of_split, require_samples, stable_hash
 
 log = logging.getLogger(__name__)
+
+MIN_BYTES = 1 << 20
+"""A manifest of so many bytes is worth an index: some 20,000 rows take 50 ms to read."""
 
 _REQUIRED, _OPTIONAL = ("path", "label"), ("split", "weight")
 
@@ -46,19 +58,56 @@ def open_manifest(path: AnyPath, *, root: AnyPath | None = None, split: Split, v
         ValueError: Anything in the file is not as described; the message has the line's number.
     """
     path = os.path.abspath(os.fsdecode(path))
+    rows = _remembered_rows(path)
+    is_told = "is_val" in rows
+    kept = rows["is_val"] == (split == "val") if is_told else of_split(rows["hashes"], split, val_fraction)
+    require_samples(int(kept.sum()), split, f"data.path={path}")
+    base = os.path.dirname(path) if root is None else os.path.abspath(os.fsdecode(root))
+    paths = PathTable.from_packed(rows["paths"], root=base).taken(kept)
+    weights = rows["weights"][kept] if "weights" in rows else None
+    return FileSource(paths, rows["labels"][kept], unpack_names(rows["class_names"]), weights=weights)
+
+
+def _remembered_rows(path: str) -> Arrays:
+    """Returns the manifest's rows, from an index beside it if that was made from the same file."""
+    if not os.path.isfile(path):
+        raise ValueError(f"data.path={path} does not exist")
+    if os.path.getsize(path) < MIN_BYTES:
+        return _read_rows(path)
+    index = IndexFile(os.path.dirname(path), f"{os.path.basename(path)}.headrace-index")
+    rows = _known_rows(index, path)
+    if rows is None:
+        with index.locked():
+            rows = _known_rows(index, path)  # whoever was first has written it meanwhile
+            if rows is None:
+                identity = identity_of(path)
+                is_told = is_settled(identity)
+                rows = _read_rows(path)
+                if is_told:
+                    index.write({**rows, "identity": pack_identities([identity])})
+    return rows
+
+
+def _known_rows(index: IndexFile, path: str) -> Arrays | None:
+    known = index.read()
+    return known if known is not None and unpack_identities(known["identity"]) == [identity_of(path)] else None
+
+
+def _read_rows(path: str) -> Arrays:
+    """Returns `paths`, each ended by a NUL, `labels`, `class_names` likewise, `is_val` or `hashes`, and `weights`."""
     table = _read_table(path)
     if not table.paths:
         raise ValueError(f"data.path={path} has no rows below its header; add one for each image")
     written = table.labels if path.endswith(".jsonl") else parse_texts(table.labels)
     labels, class_names = number_labels(written, lambda row: f"{path}:{table.lines[row]}")
+    rows = {"paths": pack_names(table.paths), "labels": labels, "class_names": pack_names(class_names)}
     if "split" in table.columns:
-        kept = np.array([name == split for name in table.splits])
+        rows["is_val"] = np.array([name == "val" for name in table.splits])
     else:
-        kept = in_split(table.paths, split, val_fraction)
-    require_samples(int(kept.sum()), split, f"data.path={path}")
-    weights = np.array(table.weights)[kept] if "weight" in table.columns else None
-    base = os.path.dirname(path) if root is None else os.path.abspath(os.fsdecode(root))
-    return FileSource(list(compress(table.paths, kept)), labels[kept], class_names, root=base, weights=weights)
+        rows["hashes"] = np.fromiter(map(stable_hash, table.paths), np.uint64, len(table.paths))
+    if "weight" in table.columns:
+        rows["weights"] = np.array(table.weights)
+    return rows
 
 
 def _read_table(path: str) -> _Table:
@@ -72,8 +121,6 @@ def _read_table(path: str) -> _Table:
             delimiter = readers[suffix]
             rows = _json_rows(path, file) if delimiter is None else _delimited_rows(path, file, delimiter)
             return _collect(path, rows)
-    except FileNotFoundError:
-        raise ValueError(f"data.path={path} does not exist") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"data.path={path} is not UTF-8 text: {error}; save it as UTF-8") from None
 
@@ -120,6 +167,8 @@ def _collect(path: str, rows: Iterator[tuple[int, dict[str, Any]]]) -> _Table:
             raise ValueError(f"{place}: {name} is given here but not in the first row; give it in every row or in none")
         if not isinstance(row["path"], str):
             raise ValueError(f"{place}: path must be text, got {row['path']!r}")
+        if "\0" in row["path"]:
+            raise ValueError(f"{place}: path holds a NUL character: {row['path']!r}")
         table.lines.append(line)
         table.paths.append(row["path"])
         table.labels.append(row["label"])

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,13 +41,28 @@ class PathTable:
         if isinstance(paths, str | bytes | os.PathLike):
             raise TypeError(f"paths must be a sequence of paths, got the single path {os.fsdecode(paths)!r}")
         paths = paths if isinstance(paths, list | tuple) else list(paths)
-        # An array and not bytes: arrays pickle out of band, so that worker processes map one copy.
-        self._packed: NDArray[np.uint8] = np.frombuffer(_pack(paths), np.uint8)
-        self._root = None if root is None else os.fsencode(root)
-        self._ends: NDArray[np.int64] = np.flatnonzero(self._packed == 0)
+        self._keep(_pack(paths), root)
         if len(self._ends) != len(paths):
             number = next(number for number, path in enumerate(paths) if b"\0" in os.fsencode(path))
             raise ValueError(f"path {number} holds a NUL character: {os.fsdecode(paths[number])!r}")
+
+    @classmethod
+    def from_packed(cls, packed: bytes | NDArray[np.uint8], *, root: AnyPath | None = None) -> Self:
+        """Returns the table of the paths in `packed`, each ended by a NUL; an array is kept, not copied."""
+        table = cls.__new__(cls)
+        table._keep(packed, root)
+        return table
+
+    def _keep(self, packed: bytes | NDArray[np.uint8], root: AnyPath | None) -> None:
+        # An array and not bytes: arrays pickle out of band, so that worker processes map one copy.
+        self._packed: NDArray[np.uint8] = np.frombuffer(packed, np.uint8)
+        self._root = None if root is None else os.fsencode(root)
+        self._ends: NDArray[np.int64] = np.flatnonzero(self._packed == 0)
+
+    def taken(self, kept: NDArray[np.bool_]) -> Self:
+        """Returns the table of the paths at which `kept` is true, in their order."""
+        lengths = np.diff(self._ends, prepend=-1)
+        return type(self).from_packed(self._packed[np.repeat(kept, lengths)], root=self._root)
 
     def __len__(self) -> int:
         return len(self._ends)

@@ -23,10 +23,14 @@ def in_split(names: Iterable[str], split: Split, val_fraction: float) -> NDArray
     Raises:
         ValueError: `val_fraction` is not in [0, 1].
     """
+    return of_split(np.fromiter(map(stable_hash, names), np.uint64), split, val_fraction)
+
+
+def of_split(hashes: NDArray[np.uint64], split: Split, val_fraction: float) -> NDArray[np.bool_]:
+    """Returns the same as `in_split` for names whose `stable_hash` are `hashes`."""
     if not 0 <= val_fraction <= 1:
         raise ValueError(f"data.val_fraction must be in [0, 1], got {val_fraction}")
-    threshold = int(val_fraction * 2**64)
-    held_out = np.fromiter((stable_hash(name) < threshold for name in names), np.bool_)
+    held_out: NDArray[np.bool_] = hashes < int(val_fraction * 2**64)
     return held_out if split == "val" else ~held_out
 
 

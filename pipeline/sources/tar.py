@@ -4,13 +4,9 @@ The format is that of the webdataset project: members that share a key (the name
 are one sample, and the rest of the name says what a member is.
 """
 
-import json
 import os
-import tarfile
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -19,25 +15,11 @@ from pipeline.sources.labels import WrittenLabel, number_labels, parse_texts
 from pipeline.sources.paths import Paths, PathTable
 from pipeline.sources.shards import find_shards
 from pipeline.sources.source import as_labels, hash_order, stamp_file
-from pipeline.sources.split import IMAGE_SUFFIXES, Split, in_split, require_samples
+from pipeline.sources.split import Split, of_split, require_samples
+from pipeline.sources.tar_index import contents_of
 
 _MAX_OPEN_SHARDS = 256
 """More shards than this are opened for each read (10 us): the usual limit is 1,024 descriptors a process."""
-
-
-@dataclass
-class _Index:
-    """Where the images of some shards lie, one entry a sample."""
-
-    keys: list[str] = field(default_factory=list)
-    members: list[str] = field(default_factory=list)
-    shards: list[int] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    labels: list[WrittenLabel] = field(default_factory=list)
-
-    def where(self, shards: Sequence[str], number: int) -> str:
-        return f"{shards[self.shards[number]]}:{self.members[number]}"
 
 
 class TarSource:
@@ -50,7 +32,7 @@ class TarSource:
     def __init__(
         self,
         shards: Sequence[str],
-        members: Sequence[str],
+        members: Sequence[str] | PathTable,
         *,
         spans: np.ndarray[Any, np.dtype[np.int64]],
         labels: np.ndarray[Any, Any],
@@ -58,7 +40,7 @@ class TarSource:
     ) -> None:
         """`spans` (n, 3): each sample's shard, and its offset and size in bytes there."""
         self._shards = PathTable(shards)
-        self._members = PathTable(members)
+        self._members = members if isinstance(members, PathTable) else PathTable(members)
         self._spans = spans
         self.labels = as_labels(labels, len(self._members))
         self.class_names = tuple(class_names)
@@ -150,84 +132,20 @@ def open_tar(pattern: str, *, split: Split, val_fraction: float = 0.1) -> TarSou
     patterns = [pattern.replace("{split}", name) for name in ("train", "val")] if divided else [pattern]
     per_part = [find_shards("data.pattern", part) for part in patterns]
     shards = [shard for part in per_part for shard in part]
-    index = _Index()
-    for number, shard in enumerate(shards):
-        _index_shard(index, number, shard)
-    if not index.keys:
+    contents = contents_of(shards)
+    members = PathTable.from_packed(b"".join(shard.members for shard in contents))
+    if len(members) == 0:
         raise ValueError(f"data.pattern={pattern}: {len(shards)} shards hold no sample")
-    written = index.labels
+    numbers = np.repeat(np.arange(len(shards)), [len(shard.hashes) for shard in contents])
+    written: list[WrittenLabel] = [label for shard in contents for label in shard.labels]
     if all(isinstance(label, str) for label in written):
         written = list(parse_texts([str(label) for label in written]))
     # Classes are numbered over both parts, so that both agree.
-    labels, class_names = number_labels(written, lambda row: index.where(shards, row))
-    spans = np.array([index.shards, index.offsets, index.sizes], np.int64).T
+    labels, class_names = number_labels(written, lambda row: f"{shards[numbers[row]]}:{members[row]}")
+    spans = np.column_stack([numbers, np.concatenate([shard.places for shard in contents])])
     if divided:
-        kept = (spans[:, 0] < len(per_part[0])) == (split == "train")
+        kept = (numbers < len(per_part[0])) == (split == "train")
     else:
-        kept = in_split(index.keys, split, val_fraction)
+        kept = of_split(np.concatenate([shard.hashes for shard in contents]), split, val_fraction)
     require_samples(int(kept.sum()), split, f"data.pattern={pattern}")
-    members = list(compress(index.members, kept))
-    return TarSource(shards, members, spans=spans[kept], labels=labels[kept], class_names=class_names)
-
-
-@dataclass(slots=True)
-class _Sample:
-    """The members of one key that matter."""
-
-    image: tarfile.TarInfo | None = None
-    label: WrittenLabel | None = None
-    label_suffix: str = ""
-
-
-def _index_shard(index: _Index, number: int, shard: str) -> None:
-    """Appends the samples of one shard, in the order of their first members."""
-    try:
-        with tarfile.open(shard, "r:") as archive:
-            samples = _group_members(shard, archive)
-    except tarfile.ReadError as error:
-        raise ValueError(
-            f"{shard} is not an uncompressed tar archive ({error}); unpack .gz, .bz2, .xz and .zst archives first"
-        ) from None
-    for key, sample in samples.items():
-        if sample.image is None:
-            raise ValueError(f"{shard}: sample {key!r} has no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-        if sample.label is None:
-            raise ValueError(f"{shard}: sample {key!r} has no label (.cls, or .json with a field label)")
-        index.keys.append(key)
-        index.members.append(sample.image.name)
-        index.shards.append(number)
-        index.offsets.append(sample.image.offset_data)
-        index.sizes.append(sample.image.size)
-        index.labels.append(sample.label)
-
-
-def _group_members(shard: str, archive: tarfile.TarFile) -> dict[str, _Sample]:
-    samples: dict[str, _Sample] = {}
-    for member in archive:
-        if not member.isfile():
-            continue
-        directory, name = os.path.split(member.name)
-        stem, _, suffix = name.partition(".")
-        key, suffix = os.path.join(directory, stem), suffix.lower()
-        sample = samples.setdefault(key, _Sample())
-        if suffix in IMAGE_SUFFIXES:
-            if sample.image is not None:
-                raise ValueError(f"{shard}: sample {key!r} has two images, {sample.image.name} and {member.name}")
-            sample.image = member
-        elif suffix == "cls" or (suffix == "json" and sample.label_suffix != "cls"):
-            content = archive.extractfile(member)
-            assert content is not None  # `isfile()` held
-            sample.label, sample.label_suffix = _parse_label(f"{shard}:{member.name}", suffix, content.read()), suffix
-    return samples
-
-
-def _parse_label(place: str, suffix: str, content: bytes) -> WrittenLabel | None:
-    """Returns a label, or None for JSON without one: `.cls` may be beside it."""
-    try:
-        if suffix == "cls":
-            return content.decode().strip()
-        fields = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from None
-    label: WrittenLabel | None = fields.get("label") if isinstance(fields, dict) else None
-    return label
+    return TarSource(shards, members.taken(kept), spans=spans[kept], labels=labels[kept], class_names=class_names)

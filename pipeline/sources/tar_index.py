@@ -1,0 +1,182 @@
+"""What lies where in WebDataset shards: read from their headers once, then from an index beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.sources.index import (
+    Arrays,
+    Identity,
+    IndexFile,
+    identity_of,
+    is_settled,
+    pack_identities,
+    pack_names,
+    slices,
+    unpack_identities,
+    unpack_names,
+)
+from pipeline.sources.labels import WrittenLabel
+from pipeline.sources.split import IMAGE_SUFFIXES, stable_hash
+
+MIN_BYTES = 64 << 20
+"""Shards of so many bytes together are worth an index: the headers of 1,000 samples take 50 ms, and seeks on a disk."""
+
+
+@dataclass(slots=True)
+class Shard:
+    """The samples of one archive, in the order of their first members."""
+
+    identity: Identity
+    is_settled: bool
+    """Whether the same identity means the same content."""
+    members: bytes
+    """Names of the images, each ended by a NUL."""
+    hashes: NDArray[np.uint64]
+    """`stable_hash` of each sample's key."""
+    places: NDArray[np.int64]
+    """(n, 2): offset and size of each image in bytes."""
+    labels: list[WrittenLabel]
+
+
+def contents_of(shards: Sequence[str]) -> list[Shard]:
+    """Returns what each of `shards` holds, reading those that changed since their index was written.
+
+    Raises:
+        ValueError: An archive is compressed or no tar, or a sample lacks its image or its label.
+    """
+    identities = [identity_of(shard) for shard in shards]
+    if sum(size for _, _, size, _, _ in identities) < MIN_BYTES:
+        return [_read(shard, identity) for shard, identity in zip(shards, identities, strict=True)]
+    digest = blake2b(os.fsencode("\0".join(shards)), digest_size=4).hexdigest()
+    index = IndexFile(os.path.dirname(shards[0]), f"headrace-shards-{digest}")
+    known = _unpack(index.read())
+    if _all_known(shards, identities, known):
+        return [known[shard] for shard in shards]
+    with index.locked():
+        known = _unpack(index.read())  # whoever was first has written it meanwhile
+        if not _all_known(shards, identities, known):
+            for shard, identity in zip(shards, identities, strict=True):
+                if not _all_known([shard], [identity], known):
+                    known[shard] = _read(shard, identity)
+            index.write(_pack({shard: known[shard] for shard in shards}))
+    return [known[shard] for shard in shards]
+
+
+def _all_known(shards: Sequence[str], identities: Sequence[Identity], known: dict[str, Shard]) -> bool:
+    return all(
+        shard in known and known[shard].is_settled and known[shard].identity == identity
+        for shard, identity in zip(shards, identities, strict=True)
+    )
+
+
+def _pack(shards: dict[str, Shard]) -> Arrays:
+    entries = list(shards.values())
+    return {
+        "shards": pack_names(shards),
+        "identities": pack_identities(shard.identity for shard in entries),
+        "settled": np.array([shard.is_settled for shard in entries]),
+        "members": np.frombuffer(b"".join(shard.members for shard in entries), np.uint8),
+        "member_bytes": np.array([len(shard.members) for shard in entries]),
+        "counts": np.array([len(shard.hashes) for shard in entries]),
+        "hashes": np.concatenate([shard.hashes for shard in entries]),
+        "places": np.concatenate([shard.places for shard in entries]),
+        "labels": np.frombuffer(json.dumps([label for shard in entries for label in shard.labels]).encode(), np.uint8),
+    }
+
+
+def _unpack(arrays: Arrays | None) -> dict[str, Shard]:
+    if arrays is None:
+        return {}
+    members, labels = arrays["members"].tobytes(), json.loads(arrays["labels"].tobytes())
+    columns = [
+        unpack_identities(arrays["identities"]),
+        arrays["settled"].tolist(),
+        slices(arrays["member_bytes"]),
+        slices(arrays["counts"]),
+    ]
+    return {
+        name: Shard(
+            identity, settled, members[in_bytes], arrays["hashes"][those], arrays["places"][those], labels[those]
+        )
+        for name, identity, settled, in_bytes, those in zip(unpack_names(arrays["shards"]), *columns, strict=True)
+    }
+
+
+@dataclass(slots=True)
+class _Sample:
+    """The members of one key that matter."""
+
+    image: tarfile.TarInfo | None = None
+    label: WrittenLabel | None = None
+    label_suffix: str = ""
+
+
+def _read(shard: str, identity: Identity) -> Shard:
+    settled = is_settled(identity)
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            samples = _group_members(shard, archive)
+    except tarfile.ReadError as error:
+        raise ValueError(
+            f"{shard} is not an uncompressed tar archive ({error}); unpack .gz, .bz2, .xz and .zst archives first"
+        ) from None
+    members: list[str] = []
+    places: list[tuple[int, int]] = []
+    labels: list[WrittenLabel] = []
+    for key, sample in samples.items():
+        if sample.image is None:
+            raise ValueError(f"{shard}: sample {key!r} has no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        if sample.label is None:
+            raise ValueError(f"{shard}: sample {key!r} has no label (.cls, or .json with a field label)")
+        members.append(sample.image.name)
+        places.append((sample.image.offset_data, sample.image.size))
+        labels.append(sample.label)
+    return Shard(
+        identity,
+        settled,
+        pack_names(members).tobytes(),
+        np.fromiter(map(stable_hash, samples), np.uint64, len(samples)),
+        np.array(places, np.int64).reshape(-1, 2),
+        labels,
+    )
+
+
+def _group_members(shard: str, archive: tarfile.TarFile) -> dict[str, _Sample]:
+    samples: dict[str, _Sample] = {}
+    for member in archive:
+        if not member.isfile():
+            continue
+        directory, name = os.path.split(member.name)
+        stem, _, suffix = name.partition(".")
+        key, suffix = os.path.join(directory, stem), suffix.lower()
+        sample = samples.setdefault(key, _Sample())
+        if suffix in IMAGE_SUFFIXES:
+            if sample.image is not None:
+                raise ValueError(f"{shard}: sample {key!r} has two images, {sample.image.name} and {member.name}")
+            sample.image = member
+        elif suffix == "cls" or (suffix == "json" and sample.label_suffix != "cls"):
+            content = archive.extractfile(member)
+            assert content is not None  # `isfile()` held
+            sample.label, sample.label_suffix = _parse_label(f"{shard}:{member.name}", suffix, content.read()), suffix
+    return samples
+
+
+def _parse_label(place: str, suffix: str, content: bytes) -> WrittenLabel | None:
+    """Returns a label, or None for JSON without one: `.cls` may be beside it."""
+    try:
+        if suffix == "cls":
+            return content.decode().strip()
+        fields = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    label: WrittenLabel | None = fields.get("label") if isinstance(fields, dict) else None
+    return label
