@@ -59,7 +59,8 @@ class StorePlan:
 
     def identity(self, fingerprint: str) -> str:
         """Equal for stores that may be one, with samples of this `fingerprint`."""
-        pixels = (self.transforms.max_side, str(self.transforms.decode))
+        options = self.transforms
+        pixels = (options.max_side, str(options.decode), options.background, str(options.icc))
         return repr((self.name, fingerprint, str(self.policy), self.is_preload, asdict(self.cache), pixels))
 
     def _kind(self, *, decoded_fits: bool) -> Kind:

@@ -23,6 +23,7 @@ from pipeline.config import Cache, CachePolicy, ConfigError, Preload, Transforms
 from pipeline.loader.read import Decoding, TimedRead
 from pipeline.sources import Source
 from pipeline.stats import Stats
+from pipeline.transforms.sample import rendering_of
 
 
 @dataclass(slots=True)
@@ -181,7 +182,7 @@ class _Making:
             preloading,
             self._decoding(TimedRead(self.source.read, self.stats)) if decoded else self.source.read,
             decoded=decoded,
-            max_side=self.transforms.max_side,
+            transforms=self.transforms,
             num_threads=self.num_threads,
             name=self.name,
             resources=resources,
@@ -215,4 +216,7 @@ class _Making:
 
     def _decoding(self, read: Callable[[int], Sample], *, borrow: bool = False) -> Decoding:
         max_side = self.transforms.max_side
-        return Decoding(read, self.source.where, max_side=max_side, stats=self.stats, borrow=borrow)
+        rendering = rendering_of(self.transforms)
+        return Decoding(
+            read, self.source.where, max_side=max_side, rendering=rendering, stats=self.stats, borrow=borrow
+        )

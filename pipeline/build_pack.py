@@ -19,7 +19,7 @@ from pipeline.cache.load import Sample
 from pipeline.cache.pack import PackKey, first_sample_byte
 from pipeline.cache.pack_build import PackContents, open_or_build
 from pipeline.cache.packed import PackedLoad
-from pipeline.config import ConfigError, Preload
+from pipeline.config import ConfigError, Preload, Transforms
 from pipeline.preload import preload
 from pipeline.sources import Source
 
@@ -30,7 +30,7 @@ def build_pack(
     load: Callable[[int], Sample],
     *,
     decoded: bool,
-    max_side: int | None,
+    transforms: Transforms,
     num_threads: int,
     name: str,
     resources: ExitStack,
@@ -43,7 +43,7 @@ def build_pack(
         preloading: the configuration's group.
         load: what is kept of a sample: its bytes, or if `decoded` its pixels.
         decoded: whether pixels are kept.
-        max_side: what those pixels were reduced to.
+        transforms: what those pixels are made by, as far as it is done before they are kept.
         num_threads: threads that load and decode for a build.
         name: what is packed, for the file's name and the progress bar.
         resources: closes the pack.
@@ -51,9 +51,10 @@ def build_pack(
     """
     # Decoders of another version may make other pixels; whoever changes them must not get the old ones.
     decoders = f"simplejpeg {simplejpeg.__version__}, Pillow {PIL.__version__}"
-    pixels = f"decoded, max_side {max_side}, {decoders}" if decoded else "encoded"
+    kept_by = f"max_side {transforms.max_side}{_rendered(transforms)}"
+    pixels = f"decoded, {kept_by}, {decoders}" if decoded else "encoded"
     fingerprint = source.fingerprint()
-    path = pack_path(source, preloading, decoded=decoded, max_side=max_side, name=name)
+    path = pack_path(source, preloading, decoded=decoded, transforms=transforms, name=name)
     contents = PackContents(
         PackKey.of(fingerprint, pixels),
         len(source),
@@ -65,25 +66,36 @@ def build_pack(
     pack = open_or_build(
         path,
         contents,
-        family=_family(name, decoded, max_side),
+        family=_family(name, decoded, transforms),
         each=lambda make, ids: preload(make, ids, num_threads=num_threads, name=name),
-        check_room=partial(_check_room, path.parent, source, decoded=decoded, max_side=max_side),
+        check_room=partial(_check_room, path.parent, source, decoded=decoded, max_side=transforms.max_side),
     )
     resources.callback(pack.close)
     return PackedLoad(pack, load=load, stamp=source.stamp, where=source.where)
 
 
-def pack_path(source: Source, preloading: Preload, *, decoded: bool, max_side: int | None, name: str) -> Path:
+def pack_path(source: Source, preloading: Preload, *, decoded: bool, transforms: Transforms, name: str) -> Path:
     """Where the pack of `source` lies that `build_pack`, asked for the same, opens or builds."""
-    family = _family(name, decoded, max_side)
+    family = _family(name, decoded, transforms)
     return Path(preloading.dir) / f"{family}{_whose(source, source.fingerprint())}.pack"
 
 
-def _family(name: str, decoded: bool, max_side: int | None) -> str:
+def _family(name: str, decoded: bool, transforms: Transforms) -> str:
     """How the names of packs begin that differ in their samples only."""
     if not decoded:
         return f"{name}-encoded-"
-    return f"{name}-decoded-" if max_side is None else f"{name}-decoded-{max_side}-"
+    max_side = "" if transforms.max_side is None else f"-{transforms.max_side}"
+    return f"{name}-decoded{max_side}{_rendered(transforms).replace(' ', '-')}-"
+
+
+def _rendered(transforms: Transforms) -> str:
+    """What tells pixels of other backgrounds and colour profiles apart; nothing for the usual ones."""
+    usual, rendered = Transforms(), ""
+    if transforms.background != usual.background:
+        rendered += " on {:02x}{:02x}{:02x}".format(*transforms.background)
+    if transforms.icc != usual.icc:
+        rendered += f" icc {transforms.icc}"
+    return rendered
 
 
 def _only_bytes(load: Callable[[int], Sample], id: int) -> bytes:

@@ -15,7 +15,7 @@ from pipeline.loader.read import Decoding
 from pipeline.loader.sample import Transform
 from pipeline.pickling import check_picklable
 from pipeline.sources import Source
-from pipeline.transforms.sample import SampleTransform, shrink_to
+from pipeline.transforms.sample import SampleTransform, rendering_of, shrink_to
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,7 +39,7 @@ def build_transform(
     """The built-in transforms that `options` names, or `function` in their place.
 
     Args:
-        options: of the configuration; of them only `max_side` holds for a `function`.
+        options: of the configuration; of them only `max_side`, `background` and `icc` hold for a `function`.
         function: a user's callable, from a `PIL.Image` to a (3, H, W) tensor or array.
         normalise: float32 rows, coloured and normalised, rather than uint8 ones; a `function` decides for itself.
         memory_format: of the rows, `channels_last` or `contiguous`.
@@ -59,7 +59,7 @@ def build_transform(
         check_picklable(function, "transform", cure)
     # Tried on a copy where one will be sent: what a call leaves in it, a lock or a handle, must not travel.
     tried = pickle.loads(pickle.dumps(function)) if backend is Backend.processes else function
-    id, pixels = _first_image(source, options.max_side)
+    id, pixels = _first_image(source, options)
     try:
         probed = probe(tried, pixels, memory_format=memory_format)
     except Exception as error:
@@ -88,12 +88,14 @@ def build_transform(
                 "run; use loader.backend=processes with loader.num_workers >= 1",
                 stacklevel=4,
             )
-    return CallableTransform(function, row=probed.row, seeding=seeding, max_side=options.max_side)
+    return CallableTransform(
+        function, row=probed.row, seeding=seeding, max_side=options.max_side, rendering=rendering_of(options)
+    )
 
 
-def _first_image(source: Source, max_side: int | None) -> tuple[int, NDArray[np.uint8]]:
+def _first_image(source: Source, options: Transforms) -> tuple[int, NDArray[np.uint8]]:
     """Id and upright RGB pixels of the first sample that can be decoded, as the callable will see them."""
-    load = Decoding(source.read, source.where)
+    load = Decoding(source.read, source.where, rendering=rendering_of(options))
     failures: list[Exception] = []
     for id in range(min(PROBED, len(source))):
         try:
@@ -101,7 +103,7 @@ def _first_image(source: Source, max_side: int | None) -> tuple[int, NDArray[np.
         except (OSError, ValueError) as error:  # the loop that wants this sample meets the error, at its place
             failures.append(error)
         else:
-            return id, shrink_to(pixels, max_side)
+            return id, shrink_to(pixels, options.max_side)
     raise ConfigError(
         f"transform cannot be tried out: none of the first {len(failures)} samples can be decoded; "
         f"the first of them: {failures[0] if failures else 'there is none'}"

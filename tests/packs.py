@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.build_pack import build_pack
 from pipeline.cache.load import Sample
 from pipeline.cache.packed import PackedLoad
-from pipeline.config import Preload
+from pipeline.config import Preload, Transforms
 from pipeline.loader.read import Decoding
 from pipeline.sources import FileSource
 
@@ -48,7 +48,7 @@ def packed(source: Any, directory: Path) -> Iterator[PackedLoad]:
             Preload(mode="pack", dir=str(directory)),  # type: ignore[arg-type]
             source.load,
             decoded=source.decoded,
-            max_side=source.max_side,
+            transforms=Transforms(size=8, max_side=source.max_side),
             num_threads=2,
             name="test",
             resources=resources,

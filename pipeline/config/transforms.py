@@ -31,6 +31,13 @@ class Resize(StrEnum):
     fast = "fast"
 
 
+class Icc(StrEnum):
+    """Embedded colour profiles: not looked at (ignore), or applied, so that pixels are sRGB (convert)."""
+
+    ignore = "ignore"
+    convert = "convert"
+
+
 # What each name means in colours and geometry; `Transforms.named` and conf/transforms/*.yaml agree on it.
 _NAMED: dict[Augment, dict[str, Any]] = {
     Augment.none: {"flip": 0.0},
@@ -57,6 +64,10 @@ class Transforms:
     """How images are resized; auto: fast when augmenting, exact when not."""
     max_side: int | None = None
     """Longest side, in pixels, that an image is reduced to before anything else; null: as it is."""
+    background: list[int] = field(default_factory=lambda: [255, 255, 255])
+    """R, G, B in 0..255 that transparent pixels are laid over."""
+    icc: Icc = Icc.ignore
+    """What becomes of embedded colour profiles."""
     scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
     """Least and greatest area of the random crop, as a part of the image's."""
     ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
@@ -82,6 +93,12 @@ class Transforms:
         self.augment = choice("transforms.augment", self.augment, Augment)
         self.decode = choice("transforms.decode", self.decode, Decode)
         self.resize = choice("transforms.resize", self.resize, Resize)
+        self.icc = choice("transforms.icc", self.icc, Icc)
+        self.background = [
+            whole("transforms.background", level, low=0, cure="[255, 255, 255] is white") for level in self.background
+        ]
+        if len(self.background) != 3 or max(self.background) > 255:
+            raise ConfigError(f"transforms.background must be three levels 0..255, R, G, B, got {self.background}")
         self.size = whole("transforms.size", self.size, low=8, cure="64 and 224 are the usual ones")
         if self.max_side is not None:
             self.max_side = whole(

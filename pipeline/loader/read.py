@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.load import Sample
-from pipeline.decode import BadImageError, Scratch, ThreadScratch, count_decoded, decode, inspect
+from pipeline.decode import BadImageError, Rendering, Scratch, ThreadScratch, count_decoded, decode, inspect
 from pipeline.stats import Stats
 from pipeline.transforms.sample import shrink_to
 
@@ -72,12 +72,14 @@ class Decoding:
         where: Callable[[int], str],
         *,
         max_side: int | None = None,
+        rendering: Rendering | None = None,
         stats: Stats | None = None,
         borrow: bool = False,
     ) -> None:
         self._read = read
         self._where = where
         self._max_side = max_side
+        self._rendering = rendering or Rendering()
         self._stats = stats
         self._borrow = borrow
         self._own = ThreadScratch()
@@ -93,7 +95,8 @@ class Decoding:
         began = perf_counter()
         try:
             info = inspect(sample)
-            pixels = shrink_to(decode(sample, info, self._scratch()), self._max_side)
+            pixels = decode(sample, info, self._scratch(), rendering=self._rendering)
+            pixels = shrink_to(pixels, self._max_side)
         except ValueError as error:
             error.add_note(f"stage decode, sample id {id}, {self._where(id)}")
             raise

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.decode import Scratch, count_decoded, decode, inspect
+from pipeline.decode import Rendering, Scratch, count_decoded, decode, inspect
 from pipeline.draws import key
 from pipeline.stats import StageClock
 from pipeline.transforms.sample import shrink_to
@@ -106,7 +106,13 @@ class CallableTransform:
     num_draws = 2
 
     def __init__(
-        self, function: Callable[[Image.Image], Any], *, row: RowFormat, seeding: Seeding, max_side: int | None = None
+        self,
+        function: Callable[[Image.Image], Any],
+        *,
+        row: RowFormat,
+        seeding: Seeding,
+        max_side: int | None = None,
+        rendering: Rendering | None = None,
     ) -> None:
         """Use `function` for rows of the format that `probe` found."""
         check_callable(function)
@@ -114,6 +120,7 @@ class CallableTransform:
         self._row = row
         self._seeding = Seeding(seeding)
         self._max_side = max_side
+        self._rendering = rendering or Rendering()
         self.channels_last = row.memory_format == "channels_last"
         self.row_shape = row.row_shape
         self.row_dtype = row.dtype
@@ -140,7 +147,7 @@ class CallableTransform:
             pixels = sample
         else:
             info = inspect(sample)
-            pixels = decode(sample, info, scratch)
+            pixels = decode(sample, info, scratch, rendering=self._rendering)
             decoded = perf_counter()
             if clock is not None:
                 count_decoded(clock, info, decoded - started)

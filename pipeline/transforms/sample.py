@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Transforms
-from pipeline.decode import ImageInfo, Scratch, count_decoded, decode, inspect
+from pipeline.decode import ImageInfo, Rendering, Scratch, count_decoded, decode, inspect
 from pipeline.stats import StageClock
 from pipeline.transforms.colour import ColourJitter, WorkerColour
 from pipeline.transforms.geometry import (
@@ -87,6 +87,12 @@ class _Plan(NamedTuple):
     """The part to show, in pixels of the reduced image or else of the decoded one."""
 
 
+def rendering_of(options: Transforms) -> Rendering:
+    """How `options` have pixels become RGB."""
+    red, green, blue = options.background
+    return Rendering(background=(red, green, blue), converts_profiles=options.icc == "convert")
+
+
 class SampleTransform:
     """Turns one sample into its row; picklable, free of torch, and safe to call from many threads.
 
@@ -103,6 +109,7 @@ class SampleTransform:
         self._augment = options.augment != "none"
         self._fast = options.resize == "fast"
         self._scaled = options.decode == "scaled"
+        self._rendering = rendering_of(options)
         self._flip_column = flip_column(options)
         jitter = ColourJitter(options, first_column=colour_column(options))
         self.num_draws = colour_column(options) + jitter.num_draws
@@ -140,7 +147,7 @@ class SampleTransform:
         else:
             info = inspect(sample)
             plan = self._plan(info, draws, scaled=self._scaled)
-            pixels = decode(sample, info, scratch, denominator=plan.denominator)
+            pixels = decode(sample, info, scratch, denominator=plan.denominator, rendering=self._rendering)
             decoded = perf_counter()
             if clock is not None:
                 count_decoded(clock, info, decoded - started)

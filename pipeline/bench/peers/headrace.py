@@ -104,5 +104,5 @@ def _files(cfg: BenchConfig, pipeline: Pipeline) -> list[str] | None:
     if cfg.preload.mode is PreloadMode.none:
         return None
     decoded = cfg.cache.store is Store.decoded
-    max_side = pipeline.transforms.max_side
-    return [str(pack_path(pipeline.source, cfg.preload, decoded=decoded, max_side=max_side, name="train"))]
+    path = pack_path(pipeline.source, cfg.preload, decoded=decoded, transforms=pipeline.transforms, name="train")
+    return [str(path)]

@@ -1,0 +1,76 @@
+"""Encoded images to RGB pixels, into memory that a thread uses again and again.
+
+Plain JPEGs (YCbCr, grey or RGB) go through libjpeg-turbo by `simplejpeg`, everything else through Pillow. Both give
+upright 8-bit RGB; on plain JPEGs they are bit-identical, so which one was used never shows in a batch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.decode.general import Rendering, convert_profile, decode_generally
+from pipeline.decode.header import MAX_PIXELS, BadImageError, ImageInfo, inspect
+from pipeline.decode.jpeg import decode_jpeg
+from pipeline.decode.scratch import Scratch, ThreadScratch
+from pipeline.orientation import swaps_sides, upright
+from pipeline.stats import StageClock
+
+__all__ = [
+    "DENOMINATORS",
+    "MAX_PIXELS",
+    "PILLOW",
+    "BadImageError",
+    "ImageInfo",
+    "Rendering",
+    "Scratch",
+    "ThreadScratch",
+    "count_decoded",
+    "decode",
+    "inspect",
+]
+
+# What libjpeg scales by for less work. It offers other eighths too, which take longer than decoding every pixel.
+DENOMINATORS = (1, 2, 4, 8)
+
+PILLOW = "decoded_by_pillow"
+"""What `Stats` calls images that Pillow decoded; libjpeg-turbo decoded the others."""
+
+_USUAL = Rendering()
+
+
+def decode(
+    data: bytes, info: ImageInfo, scratch: Scratch, *, denominator: int = 1, rendering: Rendering = _USUAL
+) -> NDArray[np.uint8]:
+    """Decode `data`, whose header gave `info`, at 1/`denominator` (1, 2, 4 or 8) of its height and width.
+
+    Returns uint8 RGB of (ceil(height / denominator), ceil(width / denominator), 3): usually a view of `scratch`,
+    valid until the next decode with it. Each pixel covers a square of `denominator` pixels a side; `info.corner` says
+    where the first one begins. Formats without scaled decoding are decoded whole and averaged.
+    `rendering` says what becomes of transparency and colour profiles.
+
+    Raises:
+        BadImageError: the image is truncated or damaged; the message says how.
+    """
+    if denominator not in DENOMINATORS:
+        raise ValueError(f"denominator must be one of {DENOMINATORS}, got {denominator}")
+    if not info.plain_jpeg:
+        return decode_generally(data, denominator, rendering)
+    height, width = -(-info.height // denominator), -(-info.width // denominator)
+    stored = (width, height, 3) if swaps_sides(info.orientation) else (height, width, 3)
+    buffer = scratch.pixels("decoded", stored)
+    pixels = decode_jpeg(data, buffer, denominator)
+    if pixels.shape != stored or not np.may_share_memory(pixels, buffer):
+        raise RuntimeError(f"the JPEG decoder gave {pixels.shape} at 1/{denominator}, expected {stored} in place")
+    if rendering.converts_profiles:
+        convert_profile(data, pixels)
+    if info.orientation == 1:
+        return pixels
+    return upright(pixels, info.orientation, scratch.pixels("upright", (height, width, 3)))
+
+
+def count_decoded(clock: StageClock, info: ImageInfo, spent_s: float) -> None:
+    """Count an image that was decoded in `spent_s`, and by which decoder."""
+    clock.add("decode", spent_s)
+    if not info.plain_jpeg:
+        clock.tally(PILLOW)
