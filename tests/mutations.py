@@ -1989,6 +1989,28 @@ MUTATIONS = [
         "test_image_contract.py::test_a_profile_is_applied_below_transparency_and_not_to_the_background",
     ),
     Mutation(
+        "wait for whoever writes to a pipe named as an image",
+        "sources/files.py",
+        'os.open(path, flags | getattr(os, "O_NONBLOCK", 0))',
+        "os.open(path, flags)",
+        "test_odd_files.py::"
+        "test_pipes_sockets_and_devices_named_as_images_are_bad_samples_that_nobody_waits_for[serial]",
+    ),
+    Mutation(
+        "take memory for whatever a header announces",
+        "decode/header.py",
+        "if num_pixels > _MAX_PIXELS_A_BYTE * len(jpeg) and",
+        "if False and",
+        "test_odd_files.py::test_a_header_of_more_pixels_than_the_file_can_hold_takes_no_memory",
+    ),
+    Mutation(
+        "write a quarantine that names of any bytes do not fit into",
+        "quarantine.py",
+        'with self.path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:',
+        'with self.path.open("a", newline="", encoding="utf-8", errors="replace") as file:',
+        "test_odd_files.py::test_names_of_any_bytes_are_read_and_quarantined_by_those_bytes[serial]",
+    ),
+    Mutation(
         "stop only the ranks that a signal reached",
         "training/stopping.py",
         "agreed = int(self._world.greatest(self._asked or 0))",

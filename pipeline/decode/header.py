@@ -15,6 +15,9 @@ MAX_PIXELS = 178_956_970
 JPEG = b"\xff\xd8"
 """What a JPEG begins with."""
 
+_MAX_PIXELS_A_BYTE = 512
+"""Of a Huffman-coded JPEG: each block of 64 pixels takes at least the one bit of its mean."""
+_ARITHMETIC = (b"\xff\xc9", b"\xff\xca")
 _PLAIN = ("YCbCr", "Gray", "RGB")
 _ORIENTATION_TAG = 0x0112
 
@@ -68,7 +71,9 @@ def inspect(data: bytes) -> ImageInfo:
                 orientation = read_orientation(data)
                 if swaps_sides(orientation):
                     height, width = width, height
-                return _within_limit(ImageInfo(height, width, orientation, plain_jpeg=True))
+                info = _within_limit(ImageInfo(height, width, orientation, plain_jpeg=True))
+                _refuse_too_few_bytes(data, info)
+                return info
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
@@ -89,6 +94,15 @@ def _within_limit(info: ImageInfo) -> ImageInfo:
             "save it smaller beforehand"
         )
     return info
+
+
+def _refuse_too_few_bytes(jpeg: bytes, info: ImageInfo) -> None:
+    """Raise BadImageError before memory is taken for pixels that cannot be there: it could be half a gigabyte."""
+    num_pixels = info.height * info.width
+    if num_pixels > _MAX_PIXELS_A_BYTE * len(jpeg) and not any(mark in jpeg for mark in _ARITHMETIC):
+        raise BadImageError(
+            f"truncated JPEG: {len(jpeg):,} bytes are too few for the {info.width:,} x {info.height:,} pixels announced"
+        )
 
 
 def unreadable(data: bytes, error: Exception) -> BadImageError:

@@ -18,7 +18,16 @@ from pipeline.stats import Stats
 from pipeline.transforms.sample import shrink_to
 
 OF_THE_FILE = frozenset(
-    (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
+    (
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENXIO,  # a socket, a pipe, a device
+    )
 )
 """What opening a file says that will be no other tomorrow."""
 _OF_THE_WEATHER = frozenset((errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTDOWN))

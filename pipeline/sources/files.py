@@ -1,6 +1,8 @@
 """Samples that are one file each, and samples that are in memory already."""
 
 import errno
+import os
+import stat
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -44,7 +46,7 @@ class FileSource:
     def read(self, id: int) -> bytes:
         """Returns the bytes of file `id`; raises OSError."""
         try:
-            file = open(self.paths[id], "rb", buffering=0)  # noqa: SIM115  # closed below
+            file = open(self.paths[id], "rb", buffering=0, opener=_open_regular)  # noqa: SIM115  # closed below
         except ValueError as error:  # there is no such file, nor can there be
             raise FileNotFoundError(errno.ENOENT, str(error), self.paths[id]) from error
         with file:
@@ -72,6 +74,15 @@ class FileSource:
     def stamp(self, id: int) -> int:
         """Returns 64 bits that change with the size or time of file `id`; raises OSError."""
         return stamp_file(self.paths.encoded(id))
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Opens a file, and no pipe that would be waited for or device that never ends: OSError ENXIO for those."""
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(mode := os.fstat(descriptor).st_mode) and not stat.S_ISDIR(mode):  # `open` says directory
+        os.close(descriptor)
+        raise OSError(errno.ENXIO, "Not a regular file, but a pipe or a device", path)
+    return descriptor
 
 
 class ArraySource:
