@@ -19,6 +19,7 @@ from pipeline.config import (
     OnError,
     OwnData,
     ParquetData,
+    Reachable,
     SamplerName,
     SyntheticData,
     TarData,
@@ -31,9 +32,11 @@ from pipeline.pickling import check_picklable
 from pipeline.quarantine import BadSamples, Quarantine
 from pipeline.sampler import Sampler, SequentialSampler, ShuffleSampler, WeightedSampler, balanced_weights
 from pipeline.sources import (
+    Remote,
     Source,
     Split,
     at_most,
+    is_remote,
     open_arrays,
     open_cifar10,
     open_cifar100,
@@ -41,6 +44,8 @@ from pipeline.sources import (
     open_manifest,
     open_own,
     open_parquet,
+    open_remote_folder,
+    open_remote_manifest,
     open_synthetic,
     open_tar,
 )
@@ -75,6 +80,8 @@ def _open_source(data: Data, split: Split) -> Source:
             split=split,
             val_fraction=data.val_fraction,
         )
+    if isinstance(data, Reachable) and any(map(is_remote, _places(data))):
+        return _open_remote(data, split)
     if isinstance(data, FolderData):
         return open_folder(data.root, split=split, val_fraction=data.val_fraction)
     if isinstance(data, ManifestData):
@@ -107,6 +114,38 @@ def _open_source(data: Data, split: Split) -> Source:
         factory: Any = import_named("data.factory", data.factory)
         return open_own(factory, name=data.factory, root=data.root, split=split, val_fraction=data.val_fraction)
     raise TypeError(f"no source is known for {type(data).__name__}")
+
+
+def _places(data: Reachable) -> list[str]:
+    """The paths and URLs that `data` names."""
+    return [place for name in ("root", "path", "pattern") if (place := getattr(data, name, None)) is not None]
+
+
+def _open_remote(data: Reachable, split: Split) -> Source:
+    remote = Remote(
+        cache_dir=data.remote_cache_dir,
+        cache_bytes=int(data.remote_cache_gib * 2**30),
+        timeout_s=data.remote_timeout_s,
+        num_tries=data.remote_tries,
+    )
+    with ExitStack() as failed:
+        failed.callback(remote.close)
+        source = _opened_remote(data, split, remote)
+        failed.pop_all()
+    return source
+
+
+def _opened_remote(data: Reachable, split: Split, remote: Remote) -> Source:
+    try:
+        if isinstance(data, TarData):
+            return open_tar(data.pattern, split=split, val_fraction=data.val_fraction, remote=remote)
+        if isinstance(data, ManifestData):
+            return open_remote_manifest(
+                data.path, root=data.root, remote=remote, split=split, val_fraction=data.val_fraction
+            )
+        return open_remote_folder(str(data.root), remote=remote, split=split, val_fraction=data.val_fraction)
+    except OSError as error:
+        raise ConfigError(f"{error}; check the URL, the connection and data.remote_*") from error
 
 
 def build_bad(

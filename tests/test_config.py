@@ -29,6 +29,7 @@ from pipeline.config import (
     ParquetData,
     PipelineConfig,
     Preload,
+    Reachable,
     SyntheticData,
     TarData,
     TrainConfig,
@@ -317,7 +318,7 @@ def test_an_input_that_does_not_exist_is_refused(data: Data, message: str, input
 def test_the_page_of_sources_lists_every_option_of_data_with_its_own_keys() -> None:
     page = (conf_dir().parent / "docs" / "sources.md").read_text()
     rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| `")]
-    of_all = {field.name for field in fields(Data)} - {"root"}
+    of_all = {field.name for field in fields(Reachable)} - {"root"}
     for option in (option.removeprefix("data/") for option in OPTIONS if option.startswith("data/")):
         (keys,) = (row[2] for row in rows if len(row) == 3 and f"`{option}`" in row[0])
         written = set(OmegaConf.load(conf_dir() / "data" / f"{option}.yaml")) - of_all - {"defaults"}

@@ -17,6 +17,7 @@ from pipeline.config.data import (
     OnError,
     OwnData,
     ParquetData,
+    Reachable,
     SyntheticData,
     TarData,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "PrefetchDevice",
     "Preload",
     "PreloadMode",
+    "Reachable",
     "Report",
     "Resize",
     "Run",

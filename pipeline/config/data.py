@@ -81,7 +81,29 @@ class SyntheticData(Data):
 
 
 @dataclass(kw_only=True)
-class FolderData(Data):
+class Reachable(Data):
+    """What may lie at a URL: s3://, gs://, https://. Needs the extra `s3`, `gs` or `http`."""
+
+    remote_cache_dir: str | None = None
+    """Directory of what was read; null: one in the user's cache directory."""
+    remote_cache_gib: float = 10.0
+    """The most that it may hold."""
+    remote_timeout_s: float = 30.0
+    """The most that one request may take, its whole answer included."""
+    remote_tries: int = 5
+    """How often a request is made before it counts as failed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        cure = "10 is the usual size"
+        self.remote_cache_gib = real("data.remote_cache_gib", self.remote_cache_gib, low=0, low_open=True, cure=cure)
+        cure = "30 is the usual time"
+        self.remote_timeout_s = real("data.remote_timeout_s", self.remote_timeout_s, low=0, low_open=True, cure=cure)
+        self.remote_tries = whole("data.remote_tries", self.remote_tries, low=1, cure="1 tries nothing again")
+
+
+@dataclass(kw_only=True)
+class FolderData(Reachable):
     """Any tree of class directories, or one with `train/` and `val/` above them."""
 
     root: str = field()
@@ -94,7 +116,7 @@ class FolderData(Data):
 
 
 @dataclass(kw_only=True)
-class ManifestData(Data):
+class ManifestData(Reachable):
     """A CSV, TSV or JSONL file that lists images and their labels."""
 
     root: str | None = None
@@ -104,7 +126,7 @@ class ManifestData(Data):
 
 
 @dataclass(kw_only=True)
-class TarData(Data):
+class TarData(Reachable):
     """WebDataset shards: tar files in which an image and its label share a name."""
 
     pattern: str

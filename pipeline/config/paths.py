@@ -14,6 +14,7 @@ def make_paths_absolute(config: PipelineConfig, cwd: Path) -> None:
     """Make the paths in `config` start from `cwd`, so that they mean the same wherever a run is moved to."""
     for group, name in (
         (config.data, "root"),
+        (config.data, "remote_cache_dir"),
         (config.data, "path"),
         (config.data, "pattern"),
         (config.data, "val_pattern"),
@@ -23,7 +24,7 @@ def make_paths_absolute(config: PipelineConfig, cwd: Path) -> None:
         (config, "init_from"),
     ):
         path = getattr(group, name, None)
-        if path is not None and (name, path) != ("resume", AUTO):
+        if path is not None and (name, path) != ("resume", AUTO) and "://" not in path:
             setattr(group, name, str(cwd / Path(path).expanduser()))
 
 
@@ -32,7 +33,7 @@ def check_paths(config: PipelineConfig) -> None:
     data, init_from = config.data, getattr(config, "init_from", None)
     if init_from is not None and getattr(config, "resume", None) is None and not Path(init_from).is_file():
         raise ConfigError(f"init_from is not a file: {init_from}; give a checkpoint or a saved state_dict")
-    if isinstance(data, FolderData) and not Path(data.root).is_dir():
+    if isinstance(data, FolderData) and "://" not in data.root and not Path(data.root).is_dir():
         raise ConfigError(f"data.root is not a directory: {data.root}; give the one that holds the class directories")
     if isinstance(data, ManifestData):
         _check_manifest(data)
@@ -50,9 +51,9 @@ def check_paths(config: PipelineConfig) -> None:
 
 
 def _check_manifest(data: ManifestData) -> None:
-    if not Path(data.path).is_file():
+    if "://" not in data.path and not Path(data.path).is_file():
         raise ConfigError(f"data.path is not a file: {data.path}; give a CSV, TSV or JSONL manifest")
-    if data.root is not None and not Path(data.root).is_dir():
+    if data.root is not None and "://" not in data.root and not Path(data.root).is_dir():
         raise ConfigError(f"data.root is not a directory: {data.root}; use null for the manifest's own")
 
 
@@ -65,6 +66,8 @@ def _check_arrays(data: ArraysData) -> None:
 
 def _check_shards(key: str, pattern: str, example: str) -> None:
     """Check a glob as a whole, and of a brace list the directory: its shards are checked where it is expanded."""
+    if "://" in pattern:
+        return
     if "{" in pattern:
         directory = Path(pattern.partition("{")[0] + "x").parent
         if not directory.is_dir():

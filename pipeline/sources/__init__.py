@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pipeline.sources.own import open_own
     from pipeline.sources.parquet import ParquetSource, open_parquet
     from pipeline.sources.paths import AnyPath, PathTable
+    from pipeline.sources.remote import Remote, is_remote
+    from pipeline.sources.remote_files import open_remote_folder, open_remote_manifest
     from pipeline.sources.source import Source
     from pipeline.sources.split import Split
     from pipeline.sources.subset import Subset, at_most
@@ -27,12 +29,14 @@ __all__ = [
     "FileSource",
     "ParquetSource",
     "PathTable",
+    "Remote",
     "Source",
     "Split",
     "Subset",
     "TarSource",
     "at_most",
     "generate_synthetic",
+    "is_remote",
     "open_arrays",
     "open_cifar10",
     "open_cifar100",
@@ -40,6 +44,8 @@ __all__ = [
     "open_manifest",
     "open_own",
     "open_parquet",
+    "open_remote_folder",
+    "open_remote_manifest",
     "open_synthetic",
     "open_tar",
 ]
@@ -50,11 +56,13 @@ _HOMES = {
     "FileSource": "files",
     "ParquetSource": "parquet",
     "PathTable": "paths",
+    "Remote": "remote",
     "Source": "source",
     "Split": "split",
     "Subset": "subset",
     "TarSource": "tar",
     "at_most": "subset",
+    "is_remote": "remote",
     "generate_synthetic": "synthetic",
     "open_arrays": "arrays",
     "open_cifar10": "cifar",
@@ -63,6 +71,8 @@ _HOMES = {
     "open_manifest": "manifest",
     "open_own": "own",
     "open_parquet": "parquet",
+    "open_remote_folder": "remote_files",
+    "open_remote_manifest": "remote_files",
     "open_synthetic": "synthetic",
     "open_tar": "tar",
 }

@@ -59,6 +59,10 @@ class PathTable:
         self._root = None if root is None else os.fsencode(root)
         self._ends: NDArray[np.int64] = np.flatnonzero(self._packed == 0)
 
+    def relative(self) -> Self:
+        """Returns the table without a root."""
+        return type(self).from_packed(self._packed)
+
     def taken(self, kept: NDArray[np.bool_]) -> Self:
         """Returns the table of the paths at which `kept` is true, in their order."""
         lengths = np.diff(self._ends, prepend=-1)

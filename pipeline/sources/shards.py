@@ -4,18 +4,28 @@ import glob
 import os
 import re
 
+from pipeline.sources.remote import Remote, shown
+
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
-def find_shards(key: str, pattern: str) -> list[str]:
+def find_shards(key: str, pattern: str, *, remote: Remote | None = None) -> list[str]:
     """Returns the absolute paths that `pattern` of the configuration's `key` names, globs sorted, braces in order.
+
+    URLs are those of `remote`; without a `*` they are not looked for here.
 
     Raises:
         ValueError: One of the names stands for no file.
     """
     shards: list[str] = []
     for name in expand_braces(pattern):
+        if remote is not None:
+            found = remote.glob(name) if "*" in name else [name]
+            if not found:
+                raise ValueError(f"{key}={shown(pattern)}: there is no file {shown(name)}")
+            shards.extend(found)
+            continue
         found = sorted(glob.glob(name))
         if not found:
             raise ValueError(f"{key}={pattern}: there is no file {name}")

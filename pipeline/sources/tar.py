@@ -13,8 +13,9 @@ import numpy as np
 
 from pipeline.sources.labels import WrittenLabel, number_labels, parse_texts
 from pipeline.sources.paths import Paths, PathTable
+from pipeline.sources.remote import Remote, shown
 from pipeline.sources.shards import find_shards
-from pipeline.sources.source import as_labels, hash_order, stamp_file
+from pipeline.sources.source import as_labels, hash_order, stamp_bytes, stamp_file
 from pipeline.sources.split import Split, of_split, require_samples
 from pipeline.sources.tar_index import contents_of
 
@@ -114,7 +115,43 @@ class TarSource:
                 os.close(self._descriptors.popitem()[1])
 
 
-def open_tar(pattern: str, *, split: Split, val_fraction: float = 0.1) -> TarSource:
+class RemoteTarSource(TarSource):
+    """Images in archives at URLs: each is one request for a range of bytes, kept in the cache of `remote`."""
+
+    def __init__(self, shards: Sequence[str], members: PathTable, *, remote: Remote, **contents: Any) -> None:
+        """`contents` are those of `TarSource`, and `versions`, what tells each shard from earlier ones of its URL."""
+        self._versions: list[str] = contents.pop("versions")
+        super().__init__(shards, members, **contents)
+        self._remote = remote
+
+    def read(self, id: int) -> bytes:
+        """Returns the bytes of image `id`; raises OSError."""
+        if id < 0:
+            raise IndexError(f"image {id} of {len(self)}")
+        shard, offset, size = self._spans[id].tolist()
+        return self._remote.read(self._shards[shard], start=offset, size=size, version=self._versions[shard])
+
+    def where(self, id: int) -> str:
+        """Returns "URL:member", without user, password and query."""
+        return f"{shown(self._shards[int(self._spans[id, 0])])}:{self._members[id]}"
+
+    def files(self) -> Paths:
+        """Returns no path: none is local."""
+        return []
+
+    def stamp(self, id: int) -> int:
+        """Returns 64 bits of the shard's version and of the image's place there."""
+        if id < 0:
+            raise IndexError(f"image {id} of {len(self)}")
+        shard, *place = self._spans[id].tolist()
+        return stamp_bytes(repr((self._versions[shard], *place)).encode())
+
+    def close(self) -> None:
+        """Ends the connections; a later read opens others."""
+        self._remote.close()
+
+
+def open_tar(pattern: str, *, split: Split, val_fraction: float = 0.1, remote: Remote | None = None) -> TarSource:
     """Returns the samples of one split of the shards that `pattern` names, in the order of shards and members.
 
     Args:
@@ -122,6 +159,7 @@ def open_tar(pattern: str, *, split: Split, val_fraction: float = 0.1) -> TarSou
             that becomes train or val and the shards are the split; else samples are divided by a hash of their keys.
         split: Which part.
         val_fraction: How much is for validation, where the pattern does not tell.
+        remote: Reads the shards, which are URLs; None: they are local.
 
     A label is the member `.cls` (a whole number, or a class's name) or the field `label` of `.json`.
 
@@ -130,9 +168,9 @@ def open_tar(pattern: str, *, split: Split, val_fraction: float = 0.1) -> TarSou
     """
     divided = "{split}" in pattern
     patterns = [pattern.replace("{split}", name) for name in ("train", "val")] if divided else [pattern]
-    per_part = [find_shards("data.pattern", part) for part in patterns]
+    per_part = [find_shards("data.pattern", part, remote=remote) for part in patterns]
     shards = [shard for part in per_part for shard in part]
-    contents = contents_of(shards)
+    contents = contents_of(shards, remote)
     members = PathTable.from_packed(b"".join(shard.members for shard in contents))
     if len(members) == 0:
         raise ValueError(f"data.pattern={pattern}: {len(shards)} shards hold no sample")
@@ -148,4 +186,8 @@ def open_tar(pattern: str, *, split: Split, val_fraction: float = 0.1) -> TarSou
     else:
         kept = of_split(np.concatenate([shard.hashes for shard in contents]), split, val_fraction)
     require_samples(int(kept.sum()), split, f"data.pattern={pattern}")
-    return TarSource(shards, members.taken(kept), spans=spans[kept], labels=labels[kept], class_names=class_names)
+    parts: dict[str, Any] = {"spans": spans[kept], "labels": labels[kept], "class_names": class_names}
+    if remote is None:
+        return TarSource(shards, members.taken(kept), **parts)
+    versions = [str(shard.identity) for shard in contents]
+    return RemoteTarSource(shards, members.taken(kept), remote=remote, versions=versions, **parts)

@@ -6,6 +6,7 @@ import json
 import os
 import tarfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -25,6 +26,7 @@ from pipeline.sources.index import (
     unpack_names,
 )
 from pipeline.sources.labels import WrittenLabel
+from pipeline.sources.remote import Remote, shown
 from pipeline.sources.split import IMAGE_SUFFIXES, stable_hash
 
 MIN_BYTES = 64 << 20
@@ -47,17 +49,20 @@ class Shard:
     labels: list[WrittenLabel]
 
 
-def contents_of(shards: Sequence[str]) -> list[Shard]:
+def contents_of(shards: Sequence[str], remote: Remote | None = None) -> list[Shard]:
     """Returns what each of `shards` holds, reading those that changed since their index was written.
+
+    URLs are read through `remote`, and their index lies in its cache.
 
     Raises:
         ValueError: An archive is compressed or no tar, or a sample lacks its image or its label.
     """
-    identities = [identity_of(shard) for shard in shards]
-    if sum(size for _, _, size, _, _ in identities) < MIN_BYTES:
-        return [_read(shard, identity) for shard, identity in zip(shards, identities, strict=True)]
+    identities = [identity_of(shard) if remote is None else _remote_identity(remote, shard) for shard in shards]
+    if remote is None and sum(size for _, _, size, _, _ in identities) < MIN_BYTES:
+        return [_read(shard, identity, remote) for shard, identity in zip(shards, identities, strict=True)]
     digest = blake2b(os.fsencode("\0".join(shards)), digest_size=4).hexdigest()
-    index = IndexFile(os.path.dirname(shards[0]), f"headrace-shards-{digest}")
+    directory = os.path.dirname(shards[0]) if remote is None else remote.cache_dir
+    index = IndexFile(directory, f"headrace-shards-{digest}")
     known = _unpack(index.read())
     if _all_known(shards, identities, known):
         return [known[shard] for shard in shards]
@@ -66,9 +71,18 @@ def contents_of(shards: Sequence[str]) -> list[Shard]:
         if not _all_known(shards, identities, known):
             for shard, identity in zip(shards, identities, strict=True):
                 if not _all_known([shard], [identity], known):
-                    known[shard] = _read(shard, identity)
+                    known[shard] = _read(shard, identity, remote)
             index.write(_pack({shard: known[shard] for shard in shards}))
     return [known[shard] for shard in shards]
+
+
+def _remote_identity(remote: Remote, url: str) -> Identity:
+    """Size, and bits of what the server says of the file's version; it needs no time to settle."""
+    size, version = remote.version(url)
+    if size < 0:
+        raise ValueError(f"{shown(url)}: the server does not tell its size; serve it with Content-Length")
+    told = blake2b(version.encode(), digest_size=16).digest()
+    return int.from_bytes(told[:8], "little"), int.from_bytes(told[8:], "little"), size, 0, 0
 
 
 def _all_known(shards: Sequence[str], identities: Sequence[Identity], known: dict[str, Shard]) -> bool:
@@ -120,10 +134,12 @@ class _Sample:
     label_suffix: str = ""
 
 
-def _read(shard: str, identity: Identity) -> Shard:
+def _read(shard: str, identity: Identity, remote: Remote | None) -> Shard:
     settled = is_settled(identity)
     try:
-        with tarfile.open(shard, "r:") as archive:
+        with ExitStack() as opened:
+            file = None if remote is None else opened.enter_context(remote.open(shard, identity[2]))
+            archive = opened.enter_context(tarfile.open(shard, "r:", fileobj=file))
             samples = _group_members(shard, archive)
     except tarfile.ReadError as error:
         raise ValueError(
