@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tarfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -31,6 +32,8 @@ from pipeline.sources.split import IMAGE_SUFFIXES, stable_hash
 
 MIN_BYTES = 64 << 20
 """Shards of so many bytes together are worth an index: the headers of 1,000 samples take 50 ms, and seeks on a disk."""
+
+_METADATA = re.compile(r"__[^/]*__(/|$)")
 
 
 @dataclass(slots=True)
@@ -131,7 +134,7 @@ class _Sample:
 
     image: tarfile.TarInfo | None = None
     label: WrittenLabel | None = None
-    label_suffix: str = ""
+    label_suffix: str | None = None
 
 
 def _read(shard: str, identity: Identity, remote: Remote | None) -> Shard:
@@ -150,7 +153,10 @@ def _read(shard: str, identity: Identity, remote: Remote | None) -> Shard:
     labels: list[WrittenLabel] = []
     for key, sample in samples.items():
         if sample.image is None:
-            raise ValueError(f"{shard}: sample {key!r} has no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise ValueError(
+                f"{shard}: sample {key!r} has no image ({suffixes}); a key ends at the first dot of its name"
+            )
         if sample.label is None:
             raise ValueError(f"{shard}: sample {key!r} has no label (.cls, or .json with a field label)")
         members.append(sample.image.name)
@@ -169,16 +175,19 @@ def _read(shard: str, identity: Identity, remote: Remote | None) -> Shard:
 def _group_members(shard: str, archive: tarfile.TarFile) -> dict[str, _Sample]:
     samples: dict[str, _Sample] = {}
     for member in archive:
-        if not member.isfile():
-            continue
         directory, name = os.path.split(member.name)
-        stem, _, suffix = name.partition(".")
+        stem, dot, suffix = name.partition(".")
+        # Of no sample by the format: names without a suffix, hidden ones, and what lies in `__any__` at the top.
+        if not member.isfile() or not stem or not dot or _METADATA.match(member.name):
+            continue
         key, suffix = os.path.join(directory, stem), suffix.lower()
         sample = samples.setdefault(key, _Sample())
         if suffix in IMAGE_SUFFIXES:
             if sample.image is not None:
                 raise ValueError(f"{shard}: sample {key!r} has two images, {sample.image.name} and {member.name}")
             sample.image = member
+        elif suffix == sample.label_suffix:
+            raise ValueError(f"{shard}: sample {key!r} has two labels, the second in {member.name}")
         elif suffix == "cls" or (suffix == "json" and sample.label_suffix != "cls"):
             content = archive.extractfile(member)
             assert content is not None  # `isfile()` held
