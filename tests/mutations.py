@@ -447,8 +447,8 @@ MUTATIONS = [
     Mutation(
         "stamp a tar's samples without their place",
         "sources/tar.py",
-        ", *place)",
-        ")",
+        "self._shards.encoded(shard), *place)",
+        "self._shards.encoded(shard))",
         "test_sources.py::test_a_tar_samples_stamp_changes_with_its_archive_and_with_its_place_there",
     ),
     Mutation(
@@ -1556,8 +1556,8 @@ MUTATIONS = [
     Mutation(
         "pass over what a network disk may do tomorrow",
         "loader/read.py",
-        "errno.ENAMETOOLONG)",
-        "errno.ENAMETOOLONG, errno.EIO)",
+        "        errno.ENAMETOOLONG,\n",
+        "        errno.ENAMETOOLONG,\n        errno.EIO,\n",
         "test_bad_samples.py::test_a_disk_that_fails_raises_under_every_policy",
     ),
     Mutation(

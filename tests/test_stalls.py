@@ -168,6 +168,7 @@ def test_threads_are_left_to_themselves_when_a_sample_never_returns(
 ) -> None:
     for module in ("pipeline.loader.loader", "pipeline.build_batches"):
         monkeypatch.setattr(f"{module}.EXIT_LIMIT_S", 0.2)
+    monkeypatch.setattr("pipeline.sources.files._open_regular", os.open)  # a pipe is what a disk that hangs is like
     blocked = tmp_path / "blocked.jpg"
     os.mkfifo(blocked)
     options = {"num_workers": 2, "img_size": 16, "cache_size": 0, "shuffle": False, "backend": "threads"}
