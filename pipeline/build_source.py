@@ -89,14 +89,7 @@ def _open_source(data: Data, split: Split) -> Source:
     if isinstance(data, TarData):
         return open_tar(data.pattern, split=split, val_fraction=data.val_fraction)
     if isinstance(data, ParquetData):
-        return open_parquet(
-            data.pattern,
-            val_pattern=data.val_pattern,
-            image=data.image,
-            label=data.label,
-            split=split,
-            val_fraction=data.val_fraction,
-        )
+        return _open_parquet(data, split)
     if isinstance(data, ArraysData):
         return open_arrays(
             data.images,
@@ -114,6 +107,18 @@ def _open_source(data: Data, split: Split) -> Source:
         factory: Any = import_named("data.factory", data.factory)
         return open_own(factory, name=data.factory, root=data.root, split=split, val_fraction=data.val_fraction)
     raise TypeError(f"no source is known for {type(data).__name__}")
+
+
+def _open_parquet(data: ParquetData, split: Split, remote: Remote | None = None) -> Source:
+    return open_parquet(
+        data.pattern,
+        val_pattern=data.val_pattern,
+        image=data.image,
+        label=data.label,
+        split=split,
+        val_fraction=data.val_fraction,
+        remote=remote,
+    )
 
 
 def _places(data: Reachable) -> list[str]:
@@ -139,6 +144,8 @@ def _opened_remote(data: Reachable, split: Split, remote: Remote) -> Source:
     try:
         if isinstance(data, TarData):
             return open_tar(data.pattern, split=split, val_fraction=data.val_fraction, remote=remote)
+        if isinstance(data, ParquetData):
+            return _open_parquet(data, split, remote)
         if isinstance(data, ManifestData):
             return open_remote_manifest(
                 data.path, root=data.root, remote=remote, split=split, val_fraction=data.val_fraction

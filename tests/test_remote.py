@@ -14,13 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_sources import make_manifest, make_shards, make_tree
+from made_sources import make_manifest, make_parquet, make_shards, make_tree
 from watching import ROOT
 from web import Web, web
 
 from pipeline.build import build_pipeline
 from pipeline.build_source import open_source
-from pipeline.config import ConfigError, FolderData, Loader, ManifestData, PipelineConfig, TarData, Transforms
+from pipeline.config import (
+    ConfigError,
+    FolderData,
+    Loader,
+    ManifestData,
+    ParquetData,
+    PipelineConfig,
+    TarData,
+    Transforms,
+)
 from pipeline.sources import Remote, Source
 from pipeline.sources.disk_cache import DiskCache
 
@@ -210,10 +219,15 @@ def both_splits(data: Any) -> list[Any]:
     return parts
 
 
-@pytest.mark.parametrize("kind", ["manifest", "manifest of urls", "local manifest", "tar", "divided tar"])
+@pytest.mark.parametrize("kind", ["manifest", "manifest of urls", "local manifest", "tar", "divided tar", "parquet"])
 def test_samples_at_urls_are_those_of_the_same_files_here(kind: str, site: tuple[Web, str]) -> None:
     served, url = site
     served.faults["*"] = [500, "cut", 503]
+    if kind == "parquet":
+        make_parquet(served.root)
+        here, there = (ParquetData(pattern=f"{place}/part-{{00000..00001}}.parquet") for place in (served.root, url))
+        assert both_splits(there) == both_splits(here)
+        return
     if "tar" in kind:
         make_shards(served.root)
         if kind == "divided tar":

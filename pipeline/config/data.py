@@ -139,7 +139,7 @@ class TarData(Reachable):
 
 
 @dataclass(kw_only=True)
-class ParquetData(Data):
+class ParquetData(Reachable):
     """Parquet files with encoded images in a column. Needs the extra `parquet`."""
 
     pattern: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import threading
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 
 from pipeline.sources.labels import number_labels, parse_texts
 from pipeline.sources.paths import Paths, PathTable
+from pipeline.sources.remote import Remote, shown
 from pipeline.sources.shards import find_shards
-from pipeline.sources.source import as_labels, hash_order, stamp_file
+from pipeline.sources.source import as_labels, hash_order, stamp_bytes, stamp_file
 from pipeline.sources.split import Split, in_split, require_samples
 
 if TYPE_CHECKING:
@@ -70,19 +72,29 @@ class _Groups:
 
 
 class ParquetSource:
-    """Encoded images in Parquet files, as `open_parquet` finds them.
+    """Encoded images in Parquet files, as `open_parquet` finds them; `versions` are those of URLs, read by `remote`.
 
     The format has no access to a single row: a row group is read as a whole and kept until others need its room. Files
     are opened for each group and closed again.
     """
 
     def __init__(
-        self, files: Sequence[str], rows: NDArray[np.int64], *, column: str, labels: Any, class_names: Sequence[str]
+        self,
+        files: Sequence[str],
+        rows: NDArray[np.int64],
+        *,
+        column: str,
+        labels: Any,
+        class_names: Sequence[str],
+        remote: Remote | None = None,
+        versions: Sequence[tuple[int, str]] = (),
     ) -> None:
         """`rows` (n, 4): each sample's file, row group, row in that group, and row in that file; `column` its image."""
         self._files = PathTable(files)
         self._rows = rows.astype(np.int32)
         self._column = column
+        self._remote = remote
+        self._versions = versions
         self.labels = as_labels(labels, len(rows))
         self.class_names = tuple(class_names)
         self._groups = _Groups()
@@ -113,10 +125,12 @@ class ParquetSource:
     def where(self, id: int) -> str:
         """Returns "file.parquet:row", rows counted from 0 in their file."""
         file, _, _, row = self._row(id)
-        return f"{self._files[file]}:{row}"
+        return f"{self._shown(file)}:{row}"
 
     def files(self) -> Paths:
-        """Returns every file that holds one of the samples."""
+        """Returns every file that holds one of the samples; none of those at URLs."""
+        if self._remote is not None:
+            return []
         return [self._files[file] for file in np.unique(self._rows[:, 0]).tolist()]
 
     def fingerprint(self) -> str:
@@ -128,7 +142,17 @@ class ParquetSource:
     def stamp(self, id: int) -> int:
         """Returns 64 bits that change with the file of image `id`, and with its row there; raises OSError."""
         file, _, _, row = self._row(id)
+        if self._remote is not None:
+            return stamp_bytes(repr((self._versions[file], row)).encode())
         return stamp_file(self._files.encoded(file), row)
+
+    def close(self) -> None:
+        """Ends connections to a server, if there are any; a later read opens others."""
+        if self._remote is not None:
+            self._remote.close()
+
+    def _shown(self, file: int) -> str:
+        return self._files[file] if self._remote is None else shown(self._files[file])
 
     def _row(self, id: int) -> list[int]:
         if id < 0:
@@ -142,13 +166,15 @@ class ParquetSource:
 
         path = self._files[file]
         try:
-            with pq.ParquetFile(path, metadata=self._metadata.get(file), page_checksum_verification=True) as opened:
+            place = path if self._remote is None else _opened(self._remote, path, self._versions[file])
+            with pq.ParquetFile(place, metadata=self._metadata.get(file), page_checksum_verification=True) as opened:
                 self._metadata[file] = opened.metadata
                 return opened.read_row_group(group, columns=[self._column], use_threads=False).column(0)
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the system's word about the file; the others are Arrow's about what is in it
-            raise OSError(f"{path}: row group {group} cannot be read, or was written anew since: {error}") from error
+            place = self._shown(file)
+            raise OSError(f"{place}: row group {group} cannot be read, or was written anew since: {error}") from error
 
 
 def open_parquet(
@@ -159,6 +185,7 @@ def open_parquet(
     label: str = "label",
     split: Split,
     val_fraction: float = 0.1,
+    remote: Remote | None = None,
 ) -> ParquetSource:
     """Returns the samples of one split, in the order of files and rows.
 
@@ -170,6 +197,7 @@ def open_parquet(
             if it did), decimal numbers (values), or texts (classes, the sorted texts of both splits).
         split: Which part.
         val_fraction: How much is for validation, where there is no `val_pattern`.
+        remote: Reads the files, which are URLs; None: they are local.
 
     Raises:
         ValueError: pyarrow is not installed, no file matches, a column is missing or of another type, a label is
@@ -181,17 +209,20 @@ def open_parquet(
         raise ValueError(
             "data=parquet needs pyarrow, which is not installed: pip install 'headrace[parquet]'"
         ) from None
-    per_part = [find_shards("data.pattern", pattern)]
+    per_part = [find_shards("data.pattern", pattern, remote=remote)]
     if val_pattern is not None:
-        per_part.append(find_shards("data.val_pattern", val_pattern))
+        per_part.append(find_shards("data.val_pattern", val_pattern, remote=remote))
     files = [file for part in per_part for file in part]
-    tables = [_Table(file, image, label) for file in files]
+    versions = [] if remote is None else [remote.version(file) for file in files]
+    places = files if remote is None else [_opened(remote, *each) for each in zip(files, versions, strict=True)]
+    names = files if remote is None else [shown(file) for file in files]
+    tables = [_Table(name, place, image, label) for name, place in zip(names, places, strict=True)]
     rows = np.concatenate(
         [np.insert(table.rows, 0, number, axis=1) for number, table in enumerate(tables)], dtype=np.int64
     )
     if len(rows) == 0:
         raise ValueError(f"data.pattern={pattern}: {len(files)} files hold no row")
-    labels, class_names = _number(files, rows, tables)
+    labels, class_names = _number(names, rows, tables)
     if val_pattern is not None:
         kept = (rows[:, 0] < len(per_part[0])) == (split == "train")
     else:
@@ -199,19 +230,27 @@ def open_parquet(
         kept = in_split((f"{bases[file]}:{row}" for file, row in rows[:, [0, 3]].tolist()), split, val_fraction)
     require_samples(int(kept.sum()), split, f"data.pattern={pattern}")
     column = f"{image}.bytes" if tables[0].is_struct else image
-    return ParquetSource(files, rows[kept], column=column, labels=labels[kept], class_names=class_names)
+    return ParquetSource(
+        files,
+        rows[kept],
+        column=column,
+        labels=labels[kept],
+        class_names=class_names,
+        remote=remote,
+        versions=versions,
+    )
 
 
 class _Table:
     """What one file says of its rows, without the images."""
 
-    def __init__(self, path: str, image: str, label: str) -> None:
-        """Reads the footer and the labels of `path`; raises ValueError."""
+    def __init__(self, path: str, place: Any, image: str, label: str) -> None:
+        """Reads the footer and the labels of `place`, a path or an open file that messages call `path`; ValueError."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(place) as file:
                 schema = file.schema_arrow
                 self.is_struct = _check_columns(path, schema, image, label)
                 self.labels: list[Any] = file.read(columns=[label]).column(0).to_pylist()
@@ -221,6 +260,10 @@ class _Table:
         self.class_names = _written_names(schema.metadata or {}, label)
         if None in self.labels:
             raise ValueError(f"{path}:{self.labels.index(None)}: {label} is missing")
+
+
+def _opened(remote: Remote, url: str, version: tuple[int, str]) -> io.BufferedReader:
+    return remote.open(url, version[0], version=version[1])
 
 
 def _check_columns(path: str, schema: pa.Schema, image: str, label: str) -> bool:

@@ -111,13 +111,18 @@ class Remote:
         return self._patiently(url, once)
 
     def version(self, url: str) -> tuple[int, str]:
-        """Returns the size of a file in bytes, and text that changes when it does, as far as the server tells."""
+        """Returns the size of a file in bytes, and text that changes when it does, as far as the server tells.
+
+        Raises ValueError where it does not tell the size.
+        """
         info: dict[str, Any] = self._patiently(url, lambda: self._call(self._system(url), "info", url))
         told = [
             str(info[name]) for name in ("ETag", "etag", "LastModified", "mtime", "updated", "md5Hash") if name in info
         ]
         size = info.get("size")
-        return -1 if size is None else int(size), " ".join([str(size), *told])
+        if size is None:
+            raise ValueError(f"{shown(url)}: the server does not tell its size; serve it with Content-Length")
+        return int(size), " ".join([str(size), *told])
 
     def find(self, url: str) -> list[str]:
         """Returns the paths of all files below `url`, from there on, in no order."""
@@ -131,9 +136,9 @@ class Remote:
         found = self._patiently(url, lambda: self._call(system, "glob", url))
         return sorted(system.unstrip_protocol(path) for path in found)
 
-    def open(self, url: str, size: int) -> io.BufferedReader:
-        """Returns a file object over `size` bytes, read in blocks of megabytes that are not cached."""
-        return io.BufferedReader(_Blocks(self, url, size), _BLOCK_BYTES)
+    def open(self, url: str, size: int, *, version: str | None = None) -> io.BufferedReader:
+        """Returns a file object over `size` bytes, read in blocks of megabytes; with `version` these are kept."""
+        return io.BufferedReader(_Blocks(self, url, size, version), _BLOCK_BYTES)
 
     def _system(self, url: str) -> Any:
         """The file system of `url`, made in this process: its thread does not live on in a forked one."""
@@ -194,8 +199,8 @@ class _WrongAnswerError(OSError):
 class _Blocks(io.RawIOBase):
     """The bytes of a URL as a file that can be sought in."""
 
-    def __init__(self, remote: Remote, url: str, size: int) -> None:
-        self._remote, self._url, self._size = remote, url, size
+    def __init__(self, remote: Remote, url: str, size: int, version: str | None) -> None:
+        self._remote, self._url, self._size, self._version = remote, url, size, version
         self._at = 0
 
     def readable(self) -> bool:
@@ -214,7 +219,10 @@ class _Blocks(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         size = max(0, min(len(buffer), self._size - self._at))
         if size:
-            buffer[:size] = self._remote.fetch(self._url, start=self._at, size=size)
+            if self._version is None:
+                buffer[:size] = self._remote.fetch(self._url, start=self._at, size=size)
+            else:
+                buffer[:size] = self._remote.read(self._url, start=self._at, size=size, version=self._version)
             self._at += size
         return size
 
