@@ -128,6 +128,17 @@ def test_what_was_read_is_not_asked_for_again_by_any_process_nor_given_for_anoth
     assert served.asked["/a.bin"] == 2
 
 
+def test_a_disk_that_keeps_nothing_is_said_once_and_fails_no_read(
+    site: tuple[Web, str], tmp_path: Path, caplog: pytest.LogCaptureFixture, impatient: Callable[..., Remote]
+) -> None:
+    _, url = site
+    (tmp_path / "full").write_bytes(b"a file in the place of the cache's directory")
+    remote = impatient(cache_dir=str(tmp_path / "full"))
+    for _ in range(3):
+        assert remote.read(f"{url}/a.bin") == BODY
+    assert caplog.text.count("is not kept in") == 1
+
+
 def test_many_threads_read_at_once(site: tuple[Web, str], impatient: Callable[..., Remote]) -> None:
     _, url = site
     remote = impatient(timeout_s=20)

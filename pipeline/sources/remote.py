@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import random
 import time
@@ -12,6 +13,8 @@ from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from pipeline.sources.disk_cache import DiskCache
+
+log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 4 << 20
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
@@ -53,6 +56,7 @@ class Remote:
         self._cache = DiskCache(os.path.join(self.cache_dir, "blobs"), cache_bytes)
         self._timeout_s = timeout_s
         self._num_tries = num_tries
+        self._keeps = True
         self._systems: dict[str, Any] = {}
         self._process_id = os.getpid()
 
@@ -90,8 +94,16 @@ class Remote:
         data = self._cache.get(key)
         if data is None:
             data = self.fetch(url, start=start, size=size)
-            self._cache.put(key, data)
+            self._keep(key, data)
         return data
+
+    def _keep(self, key: str, data: bytes) -> None:
+        if self._keeps:
+            try:
+                self._cache.put(key, data)
+            except OSError as error:
+                self._keeps = False
+                log.warning("what is read from now on is not kept in %s, and read again: %s", self.cache_dir, error)
 
     def fetch(self, url: str, *, start: int = 0, size: int | None = None) -> bytes:
         """Returns what `read` does, and never what was read before."""
