@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -86,6 +86,7 @@ class CudaStreams:
             raise ConfigError("prefetch.device=cuda needs a CUDA device and torch sees none; use auto, cpu or none")
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._pins = True
 
     def side(self) -> AbstractContextManager[Any]:
         """Make the side stream current in the calling thread."""
@@ -122,13 +123,27 @@ class CudaStreams:
 
     def pin(self, memory: NDArray[np.uint8]) -> Callable[[], None] | None:
         """`cudaHostRegister`; where the driver refuses, copies go through torch's pinned memory, one pass more."""
-        runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        with torch.cuda.device(self._device):
-            refusal = int(runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0))
-        if refusal:
-            log.warning("%s bytes of batches could not be page-locked (CUDA error %d)", f"{memory.nbytes:,}", refusal)
+        if not self._pins:
             return None
-        return partial(runtime.cudaHostUnregister, memory.ctypes.data)
+        with torch.cuda.device(self._device):
+            refusal = int(_runtime().cudaHostRegister(memory.ctypes.data, memory.nbytes, 0))
+        if not refusal:
+            return partial(_unpin, self._device, memory.ctypes.data)
+        self._pins = False
+        log.warning("%s bytes of batches could not be page-locked (CUDA error %d)", f"{memory.nbytes:,}", refusal)
+        # The refusal stays this thread's last error, and would be raised over the next kernel's launch.
+        with suppress(RuntimeError):
+            torch.zeros(1, device=self._device)
+        return None
+
+
+def _runtime() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+def _unpin(device: torch.device, address: int) -> None:
+    with torch.cuda.device(device):
+        _runtime().cudaHostUnregister(address)
 
 
 def streams_for(device: torch.device | str) -> Streams:

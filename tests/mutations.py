@@ -2116,6 +2116,20 @@ MUTATIONS = [
         "test_webdataset.py::test_each_form_of_sample_is_read_as_the_library_reads_it",
     ),
     Mutation(
+        "turn a TIFF by XMP and not its size",
+        "decode/header.py",
+        'is_told = image.format == "TIFF" and _ORIENTATION_TAG in getattr(image, "tag_v2", {})',
+        'is_told = image.format == "TIFF"',
+        "test_image_contract.py::test_an_orientation_that_only_xmp_tells_turns_a_tiff_and_its_size[None]",
+    ),
+    Mutation(
+        "show truncated images where Pillow was told to",
+        "decode/general.py",
+        "    if ImageFile.LOAD_TRUNCATED_IMAGES:\n",
+        "    if False:\n",
+        "test_image_contract.py::test_pillow_may_not_be_told_to_show_truncated_images",
+    ),
+    Mutation(
         "stop only the ranks that a signal reached",
         "training/stopping.py",
         "agreed = int(self._world.greatest(self._asked or 0))",

@@ -228,6 +228,31 @@ def test_a_profile_is_applied_below_transparency_and_not_to_the_background() -> 
     assert np.abs(decoded(data, background=(10, 200, 90), converts_profiles=True) - expected).max() <= 2
 
 
+def test_a_profile_is_told_by_its_colours_and_not_by_its_name() -> None:
+    named = SWAPPED.replace("swap".encode("utf-16-be"), "sRGB".encode("utf-16-be")).replace(b"swap", b"sRGB")
+    data = encoded(IMAGE, "PNG", icc_profile=named)
+    assert np.abs(decoded(data, converts_profiles=True).astype(int) - PIXELS[:, :, ::-1]).max() <= 2
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_an_orientation_that_only_xmp_tells_turns_a_tiff_and_its_size(compression: str | None) -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    data = encoded(IMAGE, "TIFF", tiffinfo={700: xmp}, **({} if compression is None else {"compression": compression}))
+    info = inspect(data)
+    assert decoded(data).shape == (info.height, info.width, 3)
+
+
+def test_pillow_may_not_be_told_to_show_truncated_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(RuntimeError, match="passes half images off as whole ones"):
+        decoded(KINDS["png"][:-60])
+
+
+def test_postscript_is_not_run() -> None:
+    with pytest.raises(BadImageError, match="PostScript is a program"):
+        inspect(encoded(IMAGE, "EPS"))
+
+
 def test_a_profile_that_says_it_is_srgb_changes_nothing() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     data = encoded(IMAGE, "JPEG", icc_profile=profile)

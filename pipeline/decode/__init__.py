@@ -54,9 +54,14 @@ def decode(
     """
     if denominator not in DENOMINATORS:
         raise ValueError(f"denominator must be one of {DENOMINATORS}, got {denominator}")
-    if not info.plain_jpeg:
-        return decode_generally(data, denominator, rendering)
     height, width = -(-info.height // denominator), -(-info.width // denominator)
+    if not info.plain_jpeg:
+        general = decode_generally(data, denominator, rendering)
+        if general.shape != (height, width, 3):
+            raise BadImageError(
+                f"its header tells {width} x {height} pixels and behind it {general.shape[1]} x {general.shape[0]}"
+            )
+        return general
     stored = (width, height, 3) if swaps_sides(info.orientation) else (height, width, 3)
     buffer = scratch.pixels("decoded", stored)
     pixels = decode_jpeg(data, buffer, denominator)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from pipeline.decode.header import JPEG, BadImageError, unreadable
 
@@ -30,7 +30,12 @@ def decode_generally(data: bytes, denominator: int, rendering: Rendering) -> NDA
 
     Raises:
         BadImageError: the image is truncated or damaged, or has no 8-bit meaning; the message says how.
+        RuntimeError: Pillow was told to show truncated images.
     """
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise RuntimeError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, which passes half images off as whole ones; leave it False"
+        )
     try:
         if data.startswith(JPEG):
             _refuse_damaged_cmyk(data)
@@ -67,9 +72,9 @@ def convert_profile(data: bytes, pixels: NDArray[np.uint8]) -> None:
 
 
 def _profile_of(image: Image.Image) -> bytes | None:
-    """The ICC profile of `image` that has to be applied; None where there is none, or it says that it is sRGB."""
+    """The ICC profile of `image` that has to be applied; None where there is none, or it is sRGB's."""
     profile: bytes | None = image.info.get("icc_profile")
-    return None if not profile or "sRGB" in _opened(profile)[1] else profile
+    return None if not profile or _is_srgb(profile) else profile
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
@@ -87,13 +92,29 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 @lru_cache(maxsize=32)
-def _opened(profile: bytes) -> tuple[Any, str]:
-    """The profile, and what it calls itself. BadImageError where it cannot be read."""
+def _is_srgb(profile: bytes) -> bool:
+    """Whether `profile` moves no colour by more than a level: its name would not tell, linear ones have sRGB in theirs.
+
+    BadImageError where it cannot be read.
+    """
+    if _opened(profile).profile.xcolor_space.strip() != "RGB":
+        return False
+    steps = np.arange(0, 256, 15, dtype=np.uint8)
+    colours = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, len(steps), 3)
+    try:
+        converted = np.asarray(_to_srgb(Image.fromarray(colours), profile))
+    except BadImageError:
+        return False  # said when it is applied
+    return bool(np.abs(converted.astype(int) - colours).max() <= 1)
+
+
+@lru_cache(maxsize=32)
+def _opened(profile: bytes) -> Any:
+    """The profile. BadImageError where it cannot be read."""
     from PIL import ImageCms
 
     try:
-        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        return opened, ImageCms.getProfileDescription(opened)
+        return ImageCms.ImageCmsProfile(io.BytesIO(profile))
     except (ImageCms.PyCMSError, OSError) as error:
         raise BadImageError(
             f"its ICC profile of {len(profile):,} bytes cannot be read; use transforms.icc=ignore"
@@ -105,7 +126,7 @@ def _transform(profile: bytes, mode: str) -> Any:
     from PIL import ImageCms
 
     return ImageCms.buildTransform(
-        _opened(profile)[0],
+        _opened(profile),
         ImageCms.createProfile("sRGB"),
         mode,
         "RGB",

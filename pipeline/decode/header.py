@@ -18,6 +18,7 @@ JPEG = b"\xff\xd8"
 _MAX_PIXELS_A_BYTE = 512
 """Of a Huffman-coded JPEG: each block of 64 pixels takes at least the one bit of its mean."""
 _ARITHMETIC = (b"\xff\xc9", b"\xff\xca")
+_POSTSCRIPT = (b"%!PS", b"\xc5\xd0\xd3\xc6")
 _PLAIN = ("YCbCr", "Gray", "RGB")
 _ORIENTATION_TAG = 0x0112
 
@@ -60,6 +61,8 @@ def inspect(data: bytes) -> ImageInfo:
     """
     if not data:
         raise BadImageError("the file is empty (0 bytes)")
+    if data.startswith(_POSTSCRIPT):
+        raise BadImageError("PostScript is a program that draws, and is not run; save it as an image")
     if data.startswith(JPEG):
         try:
             # Warnings wait for `decode`, which tells harmless from harmful; here they would hide the size.
@@ -77,8 +80,9 @@ def inspect(data: bytes) -> ImageInfo:
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-            # Pillow's TIFF reader reports and decodes upright by itself.
-            if image.format != "TIFF" and swaps_sides(image.getexif().get(_ORIENTATION_TAG, 1)):
+            # Pillow's TIFF reader reports what is upright by its own tag, and decodes what is by XMP too.
+            is_told = image.format == "TIFF" and _ORIENTATION_TAG in getattr(image, "tag_v2", {})
+            if not is_told and swaps_sides(image.getexif().get(_ORIENTATION_TAG, 1)):
                 height, width = width, height
     except MemoryError:
         raise

@@ -59,6 +59,7 @@ def _num_classes(cfg: TrainConfig, source: Source, trained_on: list[str] | None)
 
 def _warn_of_other_pixels(cfg: TrainConfig, before: dict[str, Any] | None) -> None:
     now = plain(cfg.transforms.evaluation())
-    differing = [f"transforms.{key}={before.get(key)}" for key in now if before and before.get(key) != now[key]]
+    # A key that is not there yet has meant since what its default says.
+    differing = [f"transforms.{key}={value}" for key, value in (before or {}).items() if now.get(key, value) != value]
     if differing:
         sys.stderr.write(f"warning: these weights were trained for evaluation with {', '.join(differing)}\n")
