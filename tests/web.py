@@ -6,9 +6,11 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 
 class Web:
@@ -23,6 +25,7 @@ class Web:
         self.faults: dict[str, list[Any]] = {}
         self.asked: Counter[str] = Counter()
         """GET requests by path."""
+        self.tells_etag = True
         self.num_waited_for = 0
         """Stalls that no client ended in time."""
         self.ending = threading.Event()
@@ -57,7 +60,7 @@ def web(root: Path) -> Iterator[tuple[Web, str]]:
             self._answer(with_body=True)
 
         def _answer(self, *, with_body: bool) -> None:
-            path = self.path.partition("?")[0]
+            path = unquote(self.path.partition("?")[0])
             fault = site.next_fault(path) if with_body else None
             file = site.root / path.lstrip("/")
             if isinstance(fault, int) or not file.is_file():
@@ -77,7 +80,9 @@ def web(root: Path) -> Iterator[tuple[Web, str]]:
                 body, status = body[int(first) : end], 206
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
-            self.send_header("ETag", f'"{file.stat().st_mtime_ns}"')
+            if site.tells_etag:
+                self.send_header("ETag", f'"{file.stat().st_mtime_ns}"')
+            self.send_header("Last-Modified", formatdate(file.stat().st_mtime, usegmt=True))
             self.end_headers()
             if not with_body:
                 return

@@ -22,6 +22,12 @@ _EXTRAS = {"http": "http", "https": "http", "s3": "s3", "gs": "gs", "gcs": "gs"}
 _WORTH_ANOTHER_TRY = (408, 425, 429)
 """Of HTTP's 4xx, which else say that the request is wrong: time-out, too early, too many."""
 
+# As the file systems of fsspec call them: web servers, S3, and Google's.
+_TOLD_OF_VERSIONS = (
+    *("ETag", "Last-Modified", "Content-MD5", "Digest"),
+    *("LastModified", "mtime", "etag", "updated", "md5Hash"),
+)
+
 _T = TypeVar("_T")
 
 
@@ -128,9 +134,7 @@ class Remote:
         Raises ValueError where it does not tell the size.
         """
         info: dict[str, Any] = self._patiently(url, lambda: self._call(self._system(url), "info", url))
-        told = [
-            str(info[name]) for name in ("ETag", "etag", "LastModified", "mtime", "updated", "md5Hash") if name in info
-        ]
+        told = [str(info[name]) for name in _TOLD_OF_VERSIONS if name in info]
         size = info.get("size")
         if size is None:
             raise ValueError(f"{shown(url)}: the server does not tell its size; serve it with Content-Length")
@@ -183,10 +187,10 @@ class Remote:
                 return once()
             except (_WrongAnswerError, ValueError) as error:
                 raise _WrongAnswerError(f"{shown(url)}: {_said(error)}") from error
-            except FileNotFoundError as error:
-                raise FileNotFoundError(errno.ENOENT, "not there", shown(url)) from error
-            except PermissionError as error:
-                raise PermissionError(errno.EACCES, "not allowed", shown(url)) from error
+            except FileNotFoundError:
+                raise FileNotFoundError(errno.ENOENT, "not there", shown(url)) from None  # fsspec names the URL
+            except PermissionError:
+                raise PermissionError(errno.EACCES, "not allowed", shown(url)) from None
             except Exception as error:  # each file system has its own kinds
                 status = getattr(error, "status", None)
                 if status in (401, 403):

@@ -7,6 +7,7 @@ import posixpath
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from itertools import compress
+from urllib.parse import quote
 
 from numpy.typing import ArrayLike
 
@@ -69,7 +70,10 @@ class RemoteFileSource(FileSource):
 
     def _url(self, id: int) -> str:
         path = self.paths[id]
-        return path if is_remote(path) or path.startswith("/") else f"{self._root}/{path}"
+        if is_remote(path) or path.startswith("/"):
+            return path
+        # A path is a name, whatever `#`, `?` and `%` are in a URL of the web.
+        return f"{self._root}/{quote(path) if self._root.startswith('http') else path}"
 
 
 def open_remote_folder(root: str, *, remote: Remote, split: Split, val_fraction: float = 0.1) -> RemoteFileSource:

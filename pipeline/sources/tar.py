@@ -167,25 +167,27 @@ def open_tar(pattern: str, *, split: Split, val_fraction: float = 0.1, remote: R
         ValueError: No shard matches, a shard is compressed or no tar, or a sample lacks its image or its label.
     """
     divided = "{split}" in pattern
+    place = f"data.pattern={pattern if remote is None else shown(pattern)}"
     patterns = [pattern.replace("{split}", name) for name in ("train", "val")] if divided else [pattern]
     per_part = [find_shards("data.pattern", part, remote=remote) for part in patterns]
     shards = [shard for part in per_part for shard in part]
     contents = contents_of(shards, remote)
     members = PathTable.from_packed(b"".join(shard.members for shard in contents))
     if len(members) == 0:
-        raise ValueError(f"data.pattern={pattern}: {len(shards)} shards hold no sample")
+        raise ValueError(f"{place}: {len(shards)} shards hold no sample")
     numbers = np.repeat(np.arange(len(shards)), [len(shard.hashes) for shard in contents])
     written: list[WrittenLabel] = [label for shard in contents for label in shard.labels]
     if all(isinstance(label, str) for label in written):
         written = list(parse_texts([str(label) for label in written]))
     # Classes are numbered over both parts, so that both agree.
-    labels, class_names = number_labels(written, lambda row: f"{shards[numbers[row]]}:{members[row]}")
+    names = shards if remote is None else [shown(shard) for shard in shards]
+    labels, class_names = number_labels(written, lambda row: f"{names[numbers[row]]}:{members[row]}")
     spans = np.column_stack([numbers, np.concatenate([shard.places for shard in contents])])
     if divided:
         kept = (numbers < len(per_part[0])) == (split == "train")
     else:
         kept = of_split(np.concatenate([shard.hashes for shard in contents]), split, val_fraction)
-    require_samples(int(kept.sum()), split, f"data.pattern={pattern}")
+    require_samples(int(kept.sum()), split, place)
     parts: dict[str, Any] = {"spans": spans[kept], "labels": labels[kept], "class_names": class_names}
     if remote is None:
         return TarSource(shards, members.taken(kept), **parts)

@@ -27,7 +27,7 @@ from pipeline.sources.index import (
     unpack_names,
 )
 from pipeline.sources.labels import WrittenLabel
-from pipeline.sources.remote import Remote
+from pipeline.sources.remote import Remote, shown
 from pipeline.sources.split import IMAGE_SUFFIXES, stable_hash
 
 MIN_BYTES = 64 << 20
@@ -135,12 +135,13 @@ class _Sample:
     label_suffix: str | None = None
 
 
-def _read(shard: str, identity: Identity, remote: Remote | None) -> Shard:
+def _read(place: str, identity: Identity, remote: Remote | None) -> Shard:
     settled = is_settled(identity)
+    shard = place if remote is None else shown(place)
     try:
         with ExitStack() as opened:
-            file = None if remote is None else opened.enter_context(remote.open(shard, identity[2]))
-            archive = opened.enter_context(tarfile.open(shard, "r:", fileobj=file))
+            file = None if remote is None else opened.enter_context(remote.open(place, identity[2]))
+            archive = opened.enter_context(tarfile.open(place, "r:", fileobj=file))
             samples = _group_members(shard, archive)
     except tarfile.ReadError as error:
         raise ValueError(
