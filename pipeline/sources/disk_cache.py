@@ -15,6 +15,12 @@ _ABANDONED_S = 3600.0
 _LEFT_BY_SWEEP = 0.9
 
 
+def user_cache_dir(*parts: str) -> str:
+    """Returns the path `parts` below this project's directory in the user's cache directory; nothing is made."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "headrace", *parts)
+
+
 class DiskCache:
     """Blobs of bytes by key, each in a file with its checksum, at most `max_bytes` of them together.
 

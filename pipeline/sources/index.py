@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.lock import file_lock
+from pipeline.sources.disk_cache import user_cache_dir
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class IndexFile:
     def __init__(self, directory: str, name: str) -> None:
         beside = os.path.join(directory, f".{name}.npz")
         digest = blake2b(os.fsencode(beside), digest_size=16).hexdigest()
-        self._places = (beside, os.path.join(_user_cache(), f"{digest}.npz"))
+        self._places = (beside, user_cache_dir("index", f"{digest}.npz"))
 
     def read(self) -> dict[str, NDArray[Any]] | None:
         """Returns the arrays that were written last, or None."""
@@ -148,8 +149,3 @@ def _replace(path: str, arrays: Arrays) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
-
-
-def _user_cache() -> str:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "headrace", "index")

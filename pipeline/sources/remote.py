@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from pipeline.sources.disk_cache import DiskCache
+from pipeline.sources.disk_cache import DiskCache, user_cache_dir
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,7 @@ class Remote:
     def __init__(
         self, *, cache_dir: str | None = None, cache_bytes: int = 10 << 30, timeout_s: float = 30.0, num_tries: int = 5
     ) -> None:
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        self.cache_dir = cache_dir or os.path.join(base, "headrace", "remote")
+        self.cache_dir = cache_dir or user_cache_dir("remote")
         self._cache = DiskCache(os.path.join(self.cache_dir, "blobs"), cache_bytes)
         self._timeout_s = timeout_s
         self._num_tries = num_tries

@@ -1,9 +1,9 @@
 """The images below some directories, found again without reading the directories that did not change.
 
 The times of a directory change when an entry is added, removed or renamed in it. So it is read again if its times, its
-inode or its device are others than last time, and also where those would not tell: where it had changed just
-before it was read, for another change within the clock's grain leaves no trace, and where it holds links, whose targets
-become directories without a trace here.
+inode or its device are others than last time, and also where those would not tell: where it had changed just before it
+was read, for another change within the clock's grain leaves no trace, and where it holds links, whose targets become
+directories without a trace here.
 """
 
 from __future__ import annotations
