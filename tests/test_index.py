@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -19,7 +20,20 @@ import pytest
 from made_sources import make_manifest, make_shards, make_tree, write
 from watching import ROOT, SOAK
 
-from pipeline.sources import FileSource, Source, index, manifest, open_folder, open_manifest, open_tar, tar_index, walk
+from pipeline.sources import (
+    FileSource,
+    Remote,
+    Source,
+    index,
+    index_file,
+    manifest,
+    mounts,
+    open_folder,
+    open_manifest,
+    open_tar,
+    tar_index,
+    walk,
+)
 from pipeline.sources.index import identity_of, is_settled
 from pipeline.sources.split import IMAGE_SUFFIXES
 
@@ -40,7 +54,7 @@ def remembers_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def settle(path: Path) -> None:
     """Return when `path` and the directories below it have not changed for as long as the clock's grain."""
     inside = [path, *(found for found in path.rglob("*") if found.is_dir())] if path.is_dir() else [path]
-    while not all(is_settled(identity_of(str(found))) for found in inside):
+    while not all(is_settled(identity_of(found.stat())) for found in inside):
         time.sleep(0.005)
 
 
@@ -134,7 +148,7 @@ def test_both_splits_of_a_warm_start_are_those_of_a_cold_one(tmp_path: Path) -> 
         parts += [told(open_folder(root, split="val", val_fraction=fraction))] if fraction > 0 else []
         assert sorted(sample for part, _ in parts for sample in part) == sorted(walked(root))
     warm = told(open_folder(root, split="val", val_fraction=0.3))
-    (root / ".headrace-index.npz").unlink()
+    (root / ".headrace-index").unlink()
     assert told(open_folder(root, split="val", val_fraction=0.3)) == warm
 
 
@@ -161,7 +175,65 @@ def test_a_directory_that_goes_leaves_the_index(tmp_path: Path) -> None:
     shutil.rmtree(root / "cow")
     source = open_folder(root, split="train", val_fraction=0.0)
     assert (len(source), source.class_names) == (before - 20, ("ant", "bee"))
-    assert b"cow" not in (root / ".headrace-index.npz").read_bytes()
+    assert b"cow" not in (root / ".headrace-index").read_bytes()
+
+
+def test_directories_of_links_are_walked_without_an_index_and_without_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = make_tree(tmp_path / "files")
+    for file in files.glob("*/*.jpg"):
+        link = tmp_path / "tree" / file.relative_to(files)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file)
+    settle(tmp_path / "tree")
+    monkeypatch.setattr(index_file, "file_lock", None)  # taking it would raise
+    assert told(open_folder(tmp_path / "tree", split="train", val_fraction=0.0))[0] == walked(tmp_path / "tree")
+    assert not list((tmp_path / "tree").glob(".*"))
+
+
+def test_directories_whose_file_system_keeps_no_times_are_read_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_tree(tmp_path / "tree")
+    settle(root)
+    open_folder(root, split="train")  # elsewhere, say, and the index came along with the data
+    monkeypatch.setattr(mounts, "_KEEP_TIMES", ())
+    before = (root / "ant").stat()
+    write(root / "ant" / "new.jpg")
+    os.utime(root / "ant", ns=(before.st_atime_ns, before.st_mtime_ns))
+    same = index.identity_of(before)
+    monkeypatch.setattr(walk, "identity_of", lambda _: same)
+    reads = count_reads(monkeypatch, walk, "_read")
+    assert told(open_folder(root, split="train", val_fraction=0.0))[0] == walked(root)
+    assert reads == ["ant", "bee", "cow"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at Linux's own mounts")
+def test_the_file_system_that_holds_a_directory_is_the_innermost_one() -> None:
+    assert not mounts.keeps_directory_times("/proc/self/fd")
+    assert not mounts.keeps_directory_times("/sys")
+
+
+def test_what_another_process_wrote_meanwhile_is_not_written_again(tmp_path: Path) -> None:
+    root = make_tree(tmp_path / "tree")
+    settle(root)
+    with walk.Walk(root=str(root)) as first:
+        for name in ("ant", "bee"):
+            first.images(name)
+        with pytest.MonkeyPatch.context() as unlocked:  # both are of one process, which would wait for itself
+            unlocked.setattr(index_file, "file_lock", lambda *_, **__: contextlib.nullcontext())
+            open_folder(root, split="train")
+        written = (root / ".headrace-index").stat()
+    assert (root / ".headrace-index").stat() == written
+
+
+def test_a_killed_writers_part_is_written_over(tmp_path: Path) -> None:
+    root = make_tree(tmp_path / "tree")
+    write(root / ".headrace-index.part", b"half of")
+    settle(root)
+    open_folder(root, split="train")
+    assert sorted(found.name for found in root.glob(".*")) == [".headrace-index", ".headrace-index.lock"]
 
 
 def test_a_link_to_a_file_that_becomes_a_directory_is_seen(tmp_path: Path) -> None:
@@ -192,8 +264,9 @@ def test_a_directory_whose_time_was_set_back_is_read_again(tmp_path: Path) -> No
         lambda path: path.write_bytes(b"no archive"),
         lambda path: path.write_bytes(path.read_bytes()[:-100]),
         lambda path: path.write_bytes(path.read_bytes().replace(b"001.jpg", b"0x1.jpg")),
+        lambda path: path.write_bytes(b"[1]\n" + path.read_bytes()),
     ],
-    ids=["empty", "something else", "cut", "changed within"],
+    ids=["empty", "something else", "cut", "changed within", "another head"],
 )
 def test_an_index_that_is_damaged_is_said_to_be_and_made_anew(
     spoil: Callable[[Path], object], tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -201,12 +274,25 @@ def test_an_index_that_is_damaged_is_said_to_be_and_made_anew(
     root = make_tree(tmp_path / "tree")
     settle(root)
     open_folder(root, split="train")
-    spoil(root / ".headrace-index.npz")
+    spoil(root / ".headrace-index")
     assert told(open_folder(root, split="train", val_fraction=0.0))[0] == walked(root)
-    assert "cannot be read and is made anew" in caplog.text
+    assert "is damaged and is made anew" in caplog.text
     caplog.clear()
     open_folder(root, split="train")
     assert not caplog.text
+
+
+def test_no_bit_of_an_index_can_be_another_unseen(tmp_path: Path) -> None:
+    root = make_tree(tmp_path / "tree", per_class=2)
+    settle(root)
+    open_folder(root, split="train")
+    path, choose = root / ".headrace-index", random.Random(0)
+    whole = path.read_bytes()
+    for bit in choose.sample(range(len(whole) * 8), 2000 if SOAK else 200):
+        spoilt = bytearray(whole)
+        spoilt[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(spoilt)
+        assert told(open_folder(root, split="train", val_fraction=0.0))[0] == walked(root), f"bit {bit}"
 
 
 def test_an_index_of_another_version_is_not_used(
@@ -215,7 +301,7 @@ def test_an_index_of_another_version_is_not_used(
     root = make_tree(tmp_path / "tree")
     settle(root)
     open_folder(root, split="train")
-    monkeypatch.setattr(index, "_VERSION", 99)
+    monkeypatch.setattr(index_file, "_RULES", "others")
     reads = count_reads(monkeypatch, walk, "_read")
     with caplog.at_level(logging.INFO):
         open_folder(root, split="train")
@@ -227,13 +313,56 @@ def test_where_the_data_cannot_be_written_to_the_index_is_in_the_users_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_tree(tmp_path / "tree")
-    (root / ".headrace-index.npz").mkdir()  # nothing can be put in its place; root may write anywhere else
+    (root / ".headrace-index").mkdir()  # nothing can be put in its place; root may write anywhere else
     settle(root)
     open_folder(root, split="train")
-    assert list((tmp_path / "users cache" / "headrace" / "index").glob("*.npz"))
+    assert list((tmp_path / "users cache" / "headrace" / "index").glob("*[!k]"))
     reads = count_reads(monkeypatch, walk, "_read")
     open_folder(root, split="train")
     assert reads == []
+
+
+def test_the_newer_of_two_indexes_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_tree(tmp_path / "tree")
+    settle(root)
+    open_folder(root, split="train")
+    with monkeypatch.context() as read_only:
+        read_only.setattr(os, "replace", refuse_below(root))
+        write(root / "ant" / "new.jpg")
+        settle(root)
+        open_folder(root, split="train")
+        reads = count_reads(read_only, walk, "_read")
+        open_folder(root, split="train")
+        assert reads == [], "from the user's cache, not from the older one beside the data"
+
+
+def refuse_below(root: Path) -> Callable[[str, str], None]:
+    replace = os.replace
+
+    def refuse(source: str, target: str) -> None:
+        if target.startswith(str(root)):
+            raise PermissionError(target)
+        replace(source, target)
+
+    return refuse
+
+
+def test_without_a_home_directory_the_index_beside_the_data_is_all_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    root = make_tree(tmp_path / "tree")
+    settle(root)
+    open_folder(root, split="train")
+    reads = count_reads(monkeypatch, walk, "_read")
+    open_folder(root, split="train")
+    assert reads == []
+    with pytest.raises(ValueError, match=r"data\.remote_cache_dir is needed"):
+        Remote()
 
 
 def test_small_trees_are_walked_and_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,8 +414,22 @@ def test_a_manifest_means_the_same_from_its_index(columns: str, labels: tuple[An
         return list(source.paths), source.labels.tolist(), source.labels.dtype, source.class_names, weights
 
     cold = [all_of("train"), all_of("val")]
-    assert (tmp_path / ".list.csv.headrace-index.npz").exists()
+    assert (tmp_path / ".list.csv.headrace-index").exists()
     assert [all_of("train"), all_of("val")] == cold
+
+
+def test_class_names_of_any_characters_survive_the_index(tmp_path: Path) -> None:
+    names = ["a\0b", "a", "\ud800", "\u00e4"]
+    rows = [json.dumps({"path": f"{number}.jpg", "label": names[number % 4]}) for number in range(40)]
+    path = write(tmp_path / "list.JSONL", "\n".join(rows).encode())
+    settle(path)
+    for _ in range(2):
+        assert open_manifest(path, split="train").class_names == tuple(sorted(names))
+
+
+def test_decimal_labels_are_values_whatever_case_the_suffix_has(tmp_path: Path) -> None:
+    path = write(tmp_path / "list.JSONL", b"".join(b'{"path": "%d.jpg", "label": 0.5}\n' % n for n in range(40)))
+    assert open_manifest(path, split="train").class_names == ()
 
 
 WALKER = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import pickle
 import signal
@@ -31,7 +32,7 @@ from pipeline.config import (
     Transforms,
 )
 from pipeline.quarantine import Quarantine
-from pipeline.sources import open_parquet, parquet
+from pipeline.sources import open_parquet, parquet, parquet_table
 from pipeline.sources.parquet import ParquetSource
 
 arrow, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
@@ -204,10 +205,34 @@ def test_what_is_no_parquet_is_refused_by_name(tmp_path: Path) -> None:
 def test_row_groups_too_large_to_hold_are_refused_with_the_cure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 1000)
-    pattern = write(tmp_path, {"image": [os.urandom(300)] * 8, "label": [0] * 8}, use_dictionary=False)
-    with pytest.raises(ValueError, match=r"row group 0 has .* in 8 rows.*row_group_size=100"):
-        opened(pattern)
+    monkeypatch.setattr(parquet_table, "MAX_GROUP_BYTES", 1000)
+    for name in ("image", "image.png"):
+        pattern = write(tmp_path, {name: [os.urandom(300)] * 8, "label": [0] * 8}, use_dictionary=False)
+        with pytest.raises(ValueError, match=r"row group 0 has .* in 8 rows.*row_group_size=100"):
+            opened(pattern, image=name)
+
+
+def test_a_file_of_both_splits_is_refused(tmp_path: Path) -> None:
+    make_parquet(tmp_path, 2)
+    with pytest.raises(ValueError, match=r"val_pattern=.* names files that data\.pattern=.* such as .*part-00001"):
+        opened(str(tmp_path / "*.parquet"), val_pattern=str(tmp_path / "part-00001.parquet"))
+
+
+def test_files_of_several_layouts_are_refused(tmp_path: Path) -> None:
+    make_parquet(tmp_path, 1, struct=False)
+    table = arrow.table({"image": [{"bytes": b"x"}], "label": [0]})
+    pq.write_table(table, tmp_path / "part-1.parquet")
+    with pytest.raises(ValueError, match=r"bytes in one of .*part-00000.* and .*part-1.* structs in the other"):
+        opened(str(tmp_path / "*.parquet"))
+
+
+def test_a_file_that_is_written_anew_while_it_is_read_ends_the_run_by_its_name(tmp_path: Path) -> None:
+    pattern = write(tmp_path, {"image": [b"x", b"y"], "label": [0, 1]})
+    source = opened(pattern)
+    write(tmp_path, {"image": [b"x"], "label": [0]})
+    with pytest.raises(OSError, match=r"written anew since this run began.*t\.parquet") as raised:
+        source.read(1)
+    assert raised.value.errno == errno.ESTALE, "which no data.on_error passes over"
 
 
 def test_files_that_name_classes_differently_are_refused(tmp_path: Path) -> None:

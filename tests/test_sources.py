@@ -290,6 +290,11 @@ def test_a_manifest_without_splits_divides_by_path_whatever_its_order(tmp_path: 
         ("m.jsonl", '{"path": "a", "label": 1}\n{"path": "b", "label": "x"}\n', r"m\.jsonl:2: label 'x' is str"),
         (
             "m.jsonl",
+            '{"path": "a", "label": 1}\n{"path": "b\\ud800", "label": 1}\n',
+            r"m\.jsonl:2: path cannot be the name of a file",
+        ),
+        (
+            "m.jsonl",
             '{"path": "a", "label": 1}\n{"path": "b", "label": 1, "weight": 2}\n',
             r"m\.jsonl:2: weight is given",
         ),

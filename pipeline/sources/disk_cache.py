@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from hashlib import blake2b
+from pathlib import Path
 
 from pipeline.lock import file_lock
 
@@ -16,8 +17,11 @@ _LEFT_BY_SWEEP = 0.9
 
 
 def user_cache_dir(*parts: str) -> str:
-    """Returns the path `parts` below this project's directory in the user's cache directory; nothing is made."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    """Returns the path `parts` below this project's directory in the user's cache directory; nothing is made.
+
+    Raises RuntimeError where the user has no home directory.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(Path.home(), ".cache")
     return os.path.join(base, "headrace", *parts)
 
 

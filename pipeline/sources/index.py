@@ -1,117 +1,131 @@
-"""A file that remembers what a walk found, so that the next start need not walk again."""
+"""What was found in directories and files, found again without reading those that did not change."""
 
 from __future__ import annotations
 
-import logging
+import json
 import os
-import tempfile
 import time
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from hashlib import blake2b
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.lock import file_lock
-from pipeline.sources.disk_cache import user_cache_dir
+from pipeline.sources.index_file import Arrays, IndexFile
 
-log = logging.getLogger(__name__)
-
-_VERSION = 1
 _SETTLED_NS = 2_000_000_000
 """The grain of FAT's clock, the coarsest there is."""
 
-Identity = tuple[int, int, int, int, int]
-"""Device, inode, size, and times of the last changes of content and of anything, in ns."""
-Arrays = Mapping[str, Any]
-"""NumPy arrays by name."""
+Identity = tuple[int, int, int, int]
+"""Inode, size, and times of the last changes of content and of anything, in ns: alike on every machine of a mount."""
 
 
-class IndexFile:
-    """Arrays by name, kept in `directory`, or where that is not writable in the user's cache directory.
+class Entry(Protocol):
+    """What was read of one directory or file."""
 
-    A file that is damaged, of another version or half written counts as none: what it says can always be found anew.
-    It holds numbers and bytes, never pickles.
+    identity: Identity
+    """From before it was read."""
+    is_settled: bool
+    """Whether the same identity will mean the same content."""
+
+    @property
+    def cost(self) -> int:
+        """How much had to be read that an index spares the next reader."""
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class Index(Generic[E]):
+    """Entries by name: from an `IndexFile` where their identities are the same, and read where not.
+
+    Of several processes that have to read more than `min_cost`, the others wait for the first one, which writes the
+    file at the end of its context if there was anything new.
+
+    Args:
+        file: Where it is kept.
+        min_cost: So much to read is worth a file.
+        pack: Arrays of entries, other than their identities.
+        unpack: The entries again, from arrays and identities.
     """
 
-    def __init__(self, directory: str, name: str) -> None:
-        beside = os.path.join(directory, f".{name}.npz")
-        digest = blake2b(os.fsencode(beside), digest_size=16).hexdigest()
-        self._places = (beside, user_cache_dir("index", f"{digest}.npz"))
+    def __init__(
+        self,
+        file: IndexFile,
+        *,
+        min_cost: int,
+        pack: Callable[[Sequence[E]], Arrays],
+        unpack: Callable[[Arrays, list[Identity]], Iterable[E]],
+    ) -> None:
+        self._file = file
+        self._min_cost = min_cost
+        self._pack = pack
+        self._unpack = unpack
+        self._known: dict[str, E] = {}
+        self._seen: dict[str, E] = {}
+        self._cost = 0
+        self._has_lock = False
+        self._lock = ExitStack()
 
-    def read(self) -> dict[str, NDArray[Any]] | None:
-        """Returns the arrays that were written last, or None."""
-        for path in self._places:
-            try:
-                with open(path, "rb") as file, np.load(file, allow_pickle=False) as opened:
-                    arrays = {key: opened[key] for key in opened.files}
-            except FileNotFoundError:
-                continue
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                log.warning("%s cannot be read and is made anew: %s", path, error)
-                continue
-            if arrays.pop("version", np.array(0)).tolist() == _VERSION:
-                return arrays
-            log.info("%s is of another version and is made anew", path)
-        return None
+    def __enter__(self) -> Self:
+        self._load()
+        return self
 
-    def write(self, arrays: Arrays) -> None:
-        """Puts `arrays` in the place of what was there, as a whole or not at all; a disk that refuses is logged."""
-        refused: OSError | None = None
-        for path in self._places:
-            try:
-                _replace(path, arrays)
-            except OSError as error:
-                refused = error
-            else:
-                log.info("wrote %s: the next start reads it instead of walking through all files", path)
-                return
-        log.warning("no index could be written, so the next start walks again: %s", refused)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._lock:
+            lasting = {name: entry for name, entry in self._seen.items() if entry.is_settled}
+            is_worth_it = bool(lasting) and (bool(self._known) or self._cost >= self._min_cost)
+            if kind is None and is_worth_it and _identities(lasting) != _identities(self._known):
+                self._wait()
+                if not self._file.has_changed():  # else another process, which saw what is there as late as this one
+                    self._file.write(self._packed(lasting))
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Lets one process at a time in, also on other machines that share the directory where locks reach them."""
-        for place in self._places:
-            try:
-                os.makedirs(os.path.dirname(place), exist_ok=True)
-                lock = file_lock(place.removesuffix(".npz") + ".lock", waiting_for="it lists the same files")
-                lock.__enter__()
-            except OSError:
-                continue
-            try:
-                yield
-            finally:
-                lock.__exit__(None, None, None)
-            return
-        yield
+    def entry(self, name: str, identity: Identity, read: Callable[[], E]) -> E:
+        """Returns what `read` gives, or gave for the same identity; raises what it raises."""
+        known = self._trusted(name, identity)
+        if known is None and self._cost >= self._min_cost and not self._has_lock:
+            self._wait()
+            if self._file.has_changed():
+                self._load()
+                known = self._trusted(name, identity)
+        if known is None:
+            known = read()
+            self._cost += known.cost
+        self._seen[name] = known
+        return known
+
+    def _trusted(self, name: str, identity: Identity) -> E | None:
+        known = self._known.get(name)
+        return known if known is not None and known.identity == identity else None
+
+    def _wait(self) -> None:
+        if not self._has_lock:
+            self._lock.enter_context(self._file.locked())
+            self._has_lock = True
+
+    def _load(self) -> None:
+        arrays = self._file.read()
+        if arrays is not None:
+            entries = self._unpack(arrays, _unpack_identities(arrays["identities"]))
+            self._known = dict(zip(unpack_names(arrays["entries"]), entries, strict=True))
+
+    def _packed(self, entries: dict[str, E]) -> Arrays:
+        identities = _pack_identities(entry.identity for entry in entries.values())
+        return {**self._pack(list(entries.values())), "entries": pack_names(entries), "identities": identities}
 
 
-def identity_of(path: str) -> Identity:
-    """Returns what changes when the file or directory at `path` does; of a link, what it leads to. Raises OSError."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+def identity_of(status: os.stat_result) -> Identity:
+    """Returns what changes when the directory or file of `status` does."""
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def is_settled(identity: Identity) -> bool:
-    """Returns whether what is read from now on can be told by `identity`, read before, from what comes later.
+    """Returns whether what is read from now on can be told by `identity`, taken before, from what comes later.
 
     It cannot where the last change is so young that another one may fall into the same grain of the clock.
     """
-    return time.time_ns() - max(identity[3:]) > _SETTLED_NS
-
-
-def pack_identities(identities: Iterable[Identity]) -> NDArray[np.int64]:
-    """Returns (n, 5); what was unsigned keeps its bits."""
-    numbers = [[number - 2**64 if number >= 2**63 else number for number in identity] for identity in identities]
-    return np.array(numbers, np.int64).reshape(-1, 5)
-
-
-def unpack_identities(packed: NDArray[np.int64]) -> list[Identity]:
-    """Returns what `pack_identities` was given."""
-    return [(device % 2**64, inode % 2**64, *others) for device, inode, *others in packed.tolist()]
+    return time.time_ns() - max(identity[2:]) > _SETTLED_NS
 
 
 def pack_names(names: Iterable[str]) -> NDArray[np.uint8]:
@@ -129,23 +143,31 @@ def unpack_names(packed: NDArray[np.uint8]) -> tuple[str, ...]:
     return tuple(os.fsdecode(packed.tobytes()).split("\0")[:-1])
 
 
+def pack_json(value: Any) -> NDArray[np.uint8]:
+    """Returns lists, texts and numbers as bytes."""
+    return np.frombuffer(json.dumps(value).encode(), np.uint8)
+
+
+def unpack_json(packed: NDArray[np.uint8]) -> Any:
+    """Returns what `pack_json` was given."""
+    return json.loads(packed.tobytes())
+
+
 def slices(lengths: NDArray[np.int64]) -> list[slice]:
     """Returns where pieces of `lengths` lie that follow one another."""
     ends = np.cumsum(lengths)
     return [slice(*bounds) for bounds in zip((ends - lengths).tolist(), ends.tolist(), strict=True)]
 
 
-def _replace(path: str, arrays: Arrays) -> None:
-    directory = os.path.dirname(path)
-    os.makedirs(directory, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=directory, prefix=".headrace-", suffix=".part")
-    try:
-        with open(descriptor, "wb") as file:
-            np.savez(file, version=np.array(_VERSION), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+def _identities(entries: dict[str, E]) -> dict[str, Identity]:
+    return {name: entry.identity for name, entry in entries.items()}
+
+
+def _pack_identities(identities: Iterable[Identity]) -> NDArray[np.int64]:
+    """Returns (n, 4); what was unsigned keeps its bits."""
+    numbers = [[number - 2**64 if number >= 2**63 else number for number in identity] for identity in identities]
+    return np.array(numbers, np.int64).reshape(-1, 4)
+
+
+def _unpack_identities(packed: NDArray[np.int64]) -> list[Identity]:
+    return [(inode % 2**64, size % 2**64, *times) for inode, size, *times in packed.tolist()]

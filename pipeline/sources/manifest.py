@@ -10,18 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.sources.files import FileSource
-from pipeline.sources.index import (
-    Arrays,
-    IndexFile,
-    identity_of,
-    is_settled,
-    pack_identities,
-    pack_names,
-    unpack_identities,
-    unpack_names,
-)
+from pipeline.sources.index import Identity, Index, identity_of, is_settled, pack_json, pack_names, unpack_json
+from pipeline.sources.index_file import Arrays, IndexFile
 from pipeline.sources.labels import number_labels, parse_texts
 from pipeline.sources.paths import AnyPath, PathTable
 from pipeline.sources.split import Split, of_split, require_samples, stable_hash
@@ -65,7 +58,7 @@ def open_manifest(path: AnyPath, *, root: AnyPath | None = None, split: Split, v
     base = os.path.dirname(path) if root is None else os.path.abspath(os.fsdecode(root))
     paths = PathTable.from_packed(rows["paths"], root=base).taken(kept)
     weights = rows["weights"][kept] if "weights" in rows else None
-    return FileSource(paths, rows["labels"][kept], unpack_names(rows["class_names"]), weights=weights)
+    return FileSource(paths, rows["labels"][kept], tuple(unpack_json(rows["class_names"])), weights=weights)
 
 
 def _remembered_rows(path: str) -> Arrays:
@@ -74,33 +67,42 @@ def _remembered_rows(path: str) -> Arrays:
         raise ValueError(f"data.path={path} does not exist")
     if os.path.getsize(path) < MIN_BYTES:
         return _read_rows(path)
-    index = IndexFile(os.path.dirname(path), f"{os.path.basename(path)}.headrace-index")
-    rows = _known_rows(index, path)
-    if rows is None:
-        with index.locked():
-            rows = _known_rows(index, path)  # whoever was first has written it meanwhile
-            if rows is None:
-                identity = identity_of(path)
-                is_told = is_settled(identity)
-                rows = _read_rows(path)
-                if is_told:
-                    index.write({**rows, "identity": pack_identities([identity])})
-    return rows
+    file = IndexFile(os.path.dirname(path), f"{os.path.basename(path)}.headrace-index")
+    with Index(file, min_cost=0, pack=_pack, unpack=_unpack) as index:
+        identity = identity_of(os.stat(path))
+        return index.entry("rows", identity, lambda: _Rows(identity, is_settled(identity), _read_rows(path))).columns
 
 
-def _known_rows(index: IndexFile, path: str) -> Arrays | None:
-    known = index.read()
-    return known if known is not None and unpack_identities(known["identity"]) == [identity_of(path)] else None
+@dataclass(slots=True)
+class _Rows:
+    """All rows of a manifest, as `_read_rows` gives them."""
+
+    identity: Identity
+    is_settled: bool
+    columns: Arrays
+
+    @property
+    def cost(self) -> int:
+        """Rows read."""
+        return len(self.columns["labels"])
+
+
+def _pack(tables: Sequence[_Rows]) -> Arrays:
+    return next(iter(tables)).columns
+
+
+def _unpack(arrays: Arrays, identities: list[Identity]) -> Iterator[_Rows]:
+    yield _Rows(identities[0], True, arrays)
 
 
 def _read_rows(path: str) -> Arrays:
-    """Returns `paths`, each ended by a NUL, `labels`, `class_names` likewise, `is_val` or `hashes`, and `weights`."""
+    """Returns `paths`, each ended by a NUL, `labels`, `class_names` as JSON, `is_val` or `hashes`, and `weights`."""
     table = _read_table(path)
     if not table.paths:
         raise ValueError(f"data.path={path} has no rows below its header; add one for each image")
-    written = table.labels if path.endswith(".jsonl") else parse_texts(table.labels)
+    written = table.labels if _suffix(path) == ".jsonl" else parse_texts(table.labels)
     labels, class_names = number_labels(written, lambda row: f"{path}:{table.lines[row]}")
-    rows = {"paths": pack_names(table.paths), "labels": labels, "class_names": pack_names(class_names)}
+    rows = {"paths": _pack_paths(path, table), "labels": labels, "class_names": pack_json(class_names)}
     if "split" in table.columns:
         rows["is_val"] = np.array([name == "val" for name in table.splits])
     else:
@@ -110,9 +112,22 @@ def _read_rows(path: str) -> Arrays:
     return rows
 
 
+def _pack_paths(path: str, table: _Table) -> NDArray[np.uint8]:
+    try:
+        return pack_names(table.paths)
+    except UnicodeEncodeError as error:
+        strange = error.object[error.start]
+        line = next(line for line, name in zip(table.lines, table.paths, strict=True) if strange in name)
+        raise ValueError(f"{path}:{line}: path cannot be the name of a file: {error.reason}") from None
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
 def _read_table(path: str) -> _Table:
     readers = {".csv": ",", ".tsv": "\t", ".jsonl": None}
-    suffix = os.path.splitext(path)[1].lower()
+    suffix = _suffix(path)
     if suffix not in readers:
         raise ValueError(f"data.path={path} must end in {', '.join(readers)}")
     try:

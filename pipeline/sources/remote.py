@@ -57,7 +57,10 @@ class Remote:
     def __init__(
         self, *, cache_dir: str | None = None, cache_bytes: int = 10 << 30, timeout_s: float = 30.0, num_tries: int = 5
     ) -> None:
-        self.cache_dir = cache_dir or user_cache_dir("remote")
+        try:
+            self.cache_dir = cache_dir or user_cache_dir("remote")
+        except RuntimeError as error:
+            raise ValueError(f"data.remote_cache_dir is needed for URLs here: {error}") from error
         self._cache = DiskCache(os.path.join(self.cache_dir, "blobs"), cache_bytes)
         self._timeout_s = timeout_s
         self._num_tries = num_tries

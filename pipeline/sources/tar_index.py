@@ -6,26 +6,17 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.sources.index import (
-    Arrays,
-    Identity,
-    IndexFile,
-    identity_of,
-    is_settled,
-    pack_identities,
-    pack_names,
-    slices,
-    unpack_identities,
-    unpack_names,
-)
+from pipeline.sources.index import Identity, Index, identity_of, is_settled, pack_json, pack_names, slices, unpack_json
+from pipeline.sources.index_file import Arrays, IndexFile
 from pipeline.sources.labels import WrittenLabel
 from pipeline.sources.remote import Remote, shown
 from pipeline.sources.split import IMAGE_SUFFIXES, stable_hash
@@ -42,7 +33,6 @@ class Shard:
 
     identity: Identity
     is_settled: bool
-    """Whether the same identity means the same content."""
     members: bytes
     """Names of the images, each ended by a NUL."""
     hashes: NDArray[np.uint64]
@@ -50,6 +40,11 @@ class Shard:
     places: NDArray[np.int64]
     """(n, 2): offset and size of each image in bytes."""
     labels: list[WrittenLabel]
+
+    @property
+    def cost(self) -> int:
+        """Samples found."""
+        return len(self.hashes)
 
 
 def contents_of(shards: Sequence[str], remote: Remote | None = None) -> list[Shard]:
@@ -60,70 +55,50 @@ def contents_of(shards: Sequence[str], remote: Remote | None = None) -> list[Sha
     Raises:
         ValueError: An archive is compressed or no tar, or a sample lacks its image or its label.
     """
-    identities = [identity_of(shard) if remote is None else _remote_identity(remote, shard) for shard in shards]
-    if remote is None and sum(size for _, _, size, _, _ in identities) < MIN_BYTES:
+    identities = [_identity(shard, remote) for shard in shards]
+    if remote is None and sum(size for _, size, _, _ in identities) < MIN_BYTES:
         return [_read(shard, identity, remote) for shard, identity in zip(shards, identities, strict=True)]
     digest = blake2b(os.fsencode("\0".join(shards)), digest_size=4).hexdigest()
     directory = os.path.dirname(shards[0]) if remote is None else remote.cache_dir
-    index = IndexFile(directory, f"headrace-shards-{digest}")
-    known = _unpack(index.read())
-    if _all_known(shards, identities, known):
-        return [known[shard] for shard in shards]
-    with index.locked():
-        known = _unpack(index.read())  # whoever was first has written it meanwhile
-        if not _all_known(shards, identities, known):
-            for shard, identity in zip(shards, identities, strict=True):
-                if not _all_known([shard], [identity], known):
-                    known[shard] = _read(shard, identity, remote)
-            index.write(_pack({shard: known[shard] for shard in shards}))
-    return [known[shard] for shard in shards]
+    file = IndexFile(directory, f"headrace-shards-{digest}")
+    with Index(file, min_cost=0, pack=_pack, unpack=_unpack) as index:
+        return [
+            index.entry(_name(shard, remote), identity, partial(_read, shard, identity, remote))
+            for shard, identity in zip(shards, identities, strict=True)
+        ]
 
 
-def _remote_identity(remote: Remote, url: str) -> Identity:
-    """Size, and bits of what the server says of the file's version; it needs no time to settle."""
-    size, version = remote.version(url)
-    told = blake2b(version.encode(), digest_size=16).digest()
-    return int.from_bytes(told[:8], "little"), int.from_bytes(told[8:], "little"), size, 0, 0
+def _name(shard: str, remote: Remote | None) -> str:
+    """Returns what the index calls `shard`: nothing of a URL, whose query may be as good as a password."""
+    return shard if remote is None else blake2b(os.fsencode(shard), digest_size=16).hexdigest()
 
 
-def _all_known(shards: Sequence[str], identities: Sequence[Identity], known: dict[str, Shard]) -> bool:
-    return all(
-        shard in known and known[shard].is_settled and known[shard].identity == identity
-        for shard, identity in zip(shards, identities, strict=True)
-    )
+def _identity(shard: str, remote: Remote | None) -> Identity:
+    """Returns the file's own; of a URL size and version as the server tells them, which need no time to settle."""
+    if remote is None:
+        return identity_of(os.stat(shard))
+    size, version = remote.version(shard)
+    told = blake2b(version.encode(), digest_size=8).digest()
+    return int.from_bytes(told, "little"), size, 0, 0
 
 
-def _pack(shards: dict[str, Shard]) -> Arrays:
-    entries = list(shards.values())
+def _pack(shards: Sequence[Shard]) -> Arrays:
     return {
-        "shards": pack_names(shards),
-        "identities": pack_identities(shard.identity for shard in entries),
-        "settled": np.array([shard.is_settled for shard in entries]),
-        "members": np.frombuffer(b"".join(shard.members for shard in entries), np.uint8),
-        "member_bytes": np.array([len(shard.members) for shard in entries]),
-        "counts": np.array([len(shard.hashes) for shard in entries]),
-        "hashes": np.concatenate([shard.hashes for shard in entries]),
-        "places": np.concatenate([shard.places for shard in entries]),
-        "labels": np.frombuffer(json.dumps([label for shard in entries for label in shard.labels]).encode(), np.uint8),
+        "members": np.frombuffer(b"".join(shard.members for shard in shards), np.uint8),
+        "member_bytes": np.array([len(shard.members) for shard in shards]),
+        "counts": np.array([len(shard.hashes) for shard in shards]),
+        "hashes": np.concatenate([shard.hashes for shard in shards]),
+        "places": np.concatenate([shard.places for shard in shards]),
+        "labels": pack_json([label for shard in shards for label in shard.labels]),
     }
 
 
-def _unpack(arrays: Arrays | None) -> dict[str, Shard]:
-    if arrays is None:
-        return {}
-    members, labels = arrays["members"].tobytes(), json.loads(arrays["labels"].tobytes())
-    columns = [
-        unpack_identities(arrays["identities"]),
-        arrays["settled"].tolist(),
-        slices(arrays["member_bytes"]),
-        slices(arrays["counts"]),
-    ]
-    return {
-        name: Shard(
-            identity, settled, members[in_bytes], arrays["hashes"][those], arrays["places"][those], labels[those]
-        )
-        for name, identity, settled, in_bytes, those in zip(unpack_names(arrays["shards"]), *columns, strict=True)
-    }
+def _unpack(arrays: Arrays, identities: list[Identity]) -> Iterator[Shard]:
+    members, hashes, places = arrays["members"].tobytes(), arrays["hashes"], arrays["places"]
+    labels: list[WrittenLabel] = unpack_json(arrays["labels"])
+    columns = slices(arrays["member_bytes"]), slices(arrays["counts"])
+    for identity, in_bytes, those in zip(identities, *columns, strict=True):
+        yield Shard(identity, True, members[in_bytes], hashes[those], places[those], labels[those])
 
 
 @dataclass(slots=True)
@@ -140,7 +115,7 @@ def _read(place: str, identity: Identity, remote: Remote | None) -> Shard:
     shard = place if remote is None else shown(place)
     try:
         with ExitStack() as opened:
-            file = None if remote is None else opened.enter_context(remote.open(place, identity[2]))
+            file = None if remote is None else opened.enter_context(remote.open(place, identity[1]))
             archive = opened.enter_context(tarfile.open(place, "r:", fileobj=file))
             samples = _group_members(shard, archive)
     except tarfile.ReadError as error:

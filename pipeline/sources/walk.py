@@ -1,35 +1,35 @@
 """The images below some directories, found again without reading the directories that did not change.
 
-The times of a directory change when an entry is added, removed or renamed in it. So it is read again if its times, its
-inode or its device are others than last time, and also where those would not tell: where it had changed just before it
-was read, for another change within the clock's grain leaves no trace, and where it holds links, whose targets become
-directories without a trace here.
+The times of a directory change when an entry is added, removed or renamed in it. So it is read again if its times or
+its inode are others than last time, and also where those would not tell: where it had changed just before it was read,
+for another change within the clock's grain leaves no trace; where it holds links, whose targets become directories
+without a trace here; and on file systems that are not known to keep these times.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.sources.index import (
-    Arrays,
     Identity,
-    IndexFile,
+    Index,
     identity_of,
     is_settled,
-    pack_identities,
+    pack_json,
     pack_names,
     slices,
-    unpack_identities,
+    unpack_json,
     unpack_names,
 )
+from pipeline.sources.index_file import Arrays, IndexFile
+from pipeline.sources.mounts import keeps_directory_times
 from pipeline.sources.split import IMAGE_SUFFIXES, stable_hash
 
 MIN_FILES = 20_000
@@ -43,7 +43,6 @@ class _Directory:
 
     identity: Identity
     is_settled: bool
-    """Whether the same identity means the same content."""
     images: bytes = b""
     """Their names in order, each ended by a NUL."""
     hashes: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
@@ -52,6 +51,12 @@ class _Directory:
     """Directories in it, in order, each with the number of images that stand before it."""
     ignored: dict[str, int] = field(default_factory=dict)
     """Files that are no images, by suffix."""
+    has_links: bool = False
+
+    @property
+    def cost(self) -> int:
+        """Images found; none of a directory whose identity will never tell what it holds."""
+        return 0 if self.has_links else len(self.hashes)
 
 
 @dataclass(slots=True)
@@ -75,22 +80,16 @@ class Walk:
         self.ignored: Counter[str] = Counter()
         """Files that are no images, by suffix, of everything walked so far."""
         self._root = root
-        self._index = IndexFile(root, _NAME)
-        self._known: dict[str, _Directory] = {}
-        self._seen: dict[str, _Directory] = {}
-        self._num_read = 0
-        self._has_lock = False
-        self._lock = ExitStack()
+        self._index = Index(IndexFile(root, _NAME), min_cost=MIN_FILES, pack=_pack, unpack=_unpack)
+        self._keeps_times: dict[int, bool] = {}
+        """By device."""
 
     def __enter__(self) -> Self:
-        self._known = _unpack(self._index.read())
+        self._index.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with self._lock:
-            is_worth_it = bool(self._known) or self._num_read >= MIN_FILES
-            if kind is None and is_worth_it and not _are_same(self._seen, self._known):
-                self._index.write(_pack(self._seen))
+    def __exit__(self, *exc: Any) -> None:
+        self._index.__exit__(*exc)
 
     def images(self, directory: str) -> Images:
         """Returns the images below `root/directory`; ValueError for a link that leads back to where it lies."""
@@ -100,11 +99,11 @@ class Walk:
 
     def _add(self, found: Images, directory: str, parents: tuple[tuple[int, int], ...]) -> None:
         here = os.path.join(self._root, directory)
-        identity = identity_of(here)
-        place = identity[:2]
+        status = os.stat(here)
+        place = status.st_dev, status.st_ino
         if place in parents:
             raise ValueError(f"{here} is a link to a directory that holds it; remove the link")
-        entry = self._entry(directory, identity)
+        entry = self._entry(directory, status)
         self.ignored.update(entry.ignored)
         prefix = os.fsencode(directory + os.sep)
         names = entry.images.split(b"\0")
@@ -118,33 +117,13 @@ class Walk:
                 self._add(found, f"{directory}{os.sep}{child}", (*parents, place))
             begin = end
 
-    def _entry(self, directory: str, identity: Identity) -> _Directory:
-        """Returns what `directory` holds, from the index if that can be trusted."""
-        known = self._known.get(directory)
-        if self._num_read >= MIN_FILES and not self._has_lock and not _can_be_trusted(known, identity):
-            self._has_lock = True
-            self._lock.enter_context(self._index.locked())
-            self._known = _unpack(self._index.read())  # whoever was first has written it meanwhile
-            known = self._known.get(directory)
-        if known is None or not _can_be_trusted(known, identity):
-            known = _read(self._root, directory, identity)
-            self._num_read += len(known.hashes)
-        self._seen[directory] = known
-        return known
-
-
-def _can_be_trusted(known: _Directory | None, identity: Identity) -> bool:
-    return known is not None and known.is_settled and known.identity == identity
-
-
-def _are_same(seen: dict[str, _Directory], known: dict[str, _Directory]) -> bool:
-    """Whether an index of `seen` would serve no better than one of `known` does."""
-    if seen.keys() != known.keys():
-        return False
-    return all(
-        (entry.identity, entry.is_settled) == (known[name].identity, known[name].is_settled)
-        for name, entry in seen.items()
-    )
+    def _entry(self, directory: str, status: os.stat_result) -> _Directory:
+        device, identity = status.st_dev, identity_of(status)
+        if device not in self._keeps_times:
+            self._keeps_times[device] = keeps_directory_times(os.path.join(self._root, directory))
+        if not self._keeps_times[device]:
+            return _read(self._root, directory, identity)
+        return self._index.entry(directory, identity, lambda: _read(self._root, directory, identity))
 
 
 def _read(root: str, directory: str, identity: Identity) -> _Directory:
@@ -154,7 +133,7 @@ def _read(root: str, directory: str, identity: Identity) -> _Directory:
         ordered = sorted(entries, key=lambda found: found.name)
     for found in ordered:
         name = found.name
-        entry.is_settled &= not found.is_symlink()
+        entry.has_links |= found.is_symlink()
         if name.startswith("."):
             kind = "hidden"
         elif found.is_dir():
@@ -166,19 +145,16 @@ def _read(root: str, directory: str, identity: Identity) -> _Directory:
                 names.append(name)
                 continue
         entry.ignored[kind or "without a suffix"] = entry.ignored.get(kind or "without a suffix", 0) + 1
+    entry.is_settled &= not entry.has_links
     entry.images = os.fsencode("".join(f"{name}\0" for name in names))
     hashes = (stable_hash(f"{directory}{os.sep}{name}") for name in names)
     entry.hashes = np.fromiter(hashes, np.uint64, len(names))
     return entry
 
 
-def _pack(seen: dict[str, _Directory]) -> Arrays:
-    entries = list(seen.values())
+def _pack(entries: Sequence[_Directory]) -> Arrays:
     children = [child for entry in entries for child in entry.children]
     return {
-        "directories": pack_names(seen),
-        "identities": pack_identities(entry.identity for entry in entries),
-        "settled": np.array([entry.is_settled for entry in entries], np.bool_),
         "images": np.frombuffer(b"".join(entry.images for entry in entries), np.uint8),
         "image_bytes": np.array([len(entry.images) for entry in entries], np.int64),
         "hashes": np.concatenate([entry.hashes for entry in entries]),
@@ -186,26 +162,18 @@ def _pack(seen: dict[str, _Directory]) -> Arrays:
         "children": pack_names(name for name, _ in children),
         "child_positions": np.array([position for _, position in children], np.int64),
         "child_counts": np.array([len(entry.children) for entry in entries], np.int64),
-        "ignored": np.frombuffer(json.dumps([entry.ignored for entry in entries]).encode(), np.uint8),
+        "ignored": pack_json([entry.ignored for entry in entries]),
     }
 
 
-def _unpack(arrays: Arrays | None) -> dict[str, _Directory]:
-    if arrays is None:
-        return {}
+def _unpack(arrays: Arrays, identities: list[Identity]) -> Iterator[_Directory]:
     images, hashes = arrays["images"].tobytes(), arrays["hashes"]
     children = list(zip(unpack_names(arrays["children"]), arrays["child_positions"].tolist(), strict=True))
     columns = [
         slices(arrays["image_bytes"]),
         slices(arrays["image_counts"]),
         slices(arrays["child_counts"]),
-        arrays["settled"].tolist(),
-        unpack_identities(arrays["identities"]),
-        json.loads(arrays["ignored"].tobytes()),
+        unpack_json(arrays["ignored"]),
     ]
-    return {
-        name: _Directory(identity, settled, images[in_bytes], hashes[in_images], children[in_children], ignored)
-        for name, in_bytes, in_images, in_children, settled, identity, ignored in zip(
-            unpack_names(arrays["directories"]), *columns, strict=True
-        )
-    }
+    for identity, in_bytes, in_images, in_children, ignored in zip(identities, *columns, strict=True):
+        yield _Directory(identity, True, images[in_bytes], hashes[in_images], children[in_children], ignored)
