@@ -69,6 +69,8 @@ def create_dataloader(
     store: str = "auto",
     decode: str = "full",
     resize: str | None = None,
+    background: Sequence[int] = (255, 255, 255),
+    icc: str = "ignore",
     memory_format: str = "channels_last",
     rank: int | None = None,
     world_size: int | None = None,
@@ -118,6 +120,8 @@ def create_dataloader(
         store: keep files' bytes ("encoded"), pixels ("decoded"), or pixels if they fit ("auto").
         decode: "full", or "scaled": decode at 1/2, 1/4 or 1/8 where the crop allows; changes pixels.
         resize: "fast" or "exact"; None: fast when augmenting, else exact.
+        background: R, G, B in 0..255 that transparent pixels are laid over.
+        icc: embedded colour profiles: "ignore", or "convert" pixels to sRGB.
         memory_format: of the images, "channels_last" or "contiguous".
         rank: which part of every global batch; by default torch.distributed's.
         world_size: how many ranks share a global batch; by default torch.distributed's.
@@ -142,6 +146,8 @@ def create_dataloader(
         size=img_size,
         decode=decode,
         resize=resize or "auto",
+        background=list(background),
+        icc=icc,
     ).resolved()
     if sampler is not None and shuffle is not None:
         raise ValueError(f"give shuffle or sampler, not both, got shuffle={shuffle} and sampler={sampler!r}")

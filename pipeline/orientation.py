@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import cv2
@@ -9,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 _EXIF = b"Exif\0\0"
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_IN_XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _ORIENTATION_TAG = 0x0112
-_SHORT = 3  # TIFF's number for a 16-bit field, the only type the tag may have
+_NUM_BYTES = {3: 2, 4: 4}
+"""Of TIFF's field types SHORT, which the tag has by the standard, and LONG, which some write."""
 _APP1, START_OF_SCAN = 0xE1, 0xDA
 
 # What brings the stored rows upright; 5 and 7 are a transposition, alone or followed by a half turn.
@@ -29,8 +33,12 @@ def mirrored_axes(orientation: int) -> tuple[bool, bool]:
 
 
 def read_orientation(jpeg: bytes) -> int:
-    """Orientation 1 to 8 from the header of `jpeg`; 1 when there is none or it cannot be read."""
+    """Orientation 1 to 8 from the header of `jpeg`; 1 when there is none or it cannot be read.
+
+    EXIF's counts, and where that tells none XMP's.
+    """
     position = 2
+    xmp = b""
     while position + 4 <= len(jpeg) and jpeg[position] == 0xFF:
         marker = jpeg[position + 1]
         if marker == START_OF_SCAN:
@@ -40,16 +48,25 @@ def read_orientation(jpeg: bytes) -> int:
             continue
         end = position + 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
         if marker == _APP1 and jpeg[position + 4 : position + 10] == _EXIF:
-            return _tiff_orientation(jpeg[position + 10 : end])
+            told = _tiff_orientation(jpeg[position + 10 : end])
+            if told is not None:
+                return told
+        elif marker == _APP1 and jpeg.startswith(_XMP, position + 4):
+            xmp = jpeg[position + 4 : end]
         position = end
-    return 1
+    in_xmp = _IN_XMP.search(xmp)
+    return _known(int(in_xmp[1])) if in_xmp else 1
 
 
-def _tiff_orientation(tiff: bytes) -> int:
-    """The orientation entry of the first directory of `tiff`, EXIF's payload."""
+def _known(orientation: int) -> int:
+    return orientation if 1 <= orientation <= 8 else 1
+
+
+def _tiff_orientation(tiff: bytes) -> int | None:
+    """The orientation entry of the first directory of `tiff`, EXIF's payload; None where there is none."""
     order: Any = {b"II": "little", b"MM": "big"}.get(tiff[:2])
     if order is None:
-        return 1
+        return None
 
     def number(start: int, num_bytes: int) -> int:
         return int.from_bytes(tiff[start : start + num_bytes], order)
@@ -59,9 +76,9 @@ def _tiff_orientation(tiff: bytes) -> int:
         if entry + 12 > len(tiff):
             break
         if number(entry, 2) == _ORIENTATION_TAG:
-            value = number(entry + 8, 2)
-            return value if number(entry + 2, 2) == _SHORT and 1 <= value <= 8 else 1
-    return 1
+            num_bytes = _NUM_BYTES.get(number(entry + 2, 2), 0)
+            return _known(number(entry + 8, num_bytes))
+    return None
 
 
 def upright(pixels: NDArray[np.uint8], orientation: int, out: NDArray[np.uint8]) -> NDArray[np.uint8]:

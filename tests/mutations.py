@@ -2003,6 +2003,20 @@ MUTATIONS = [
         "test_image_contract.py::test_transparent_pixels_of_every_kind_lie_over_the_background",
     ),
     Mutation(
+        "ignore an orientation that only XMP tells",
+        "orientation.py",
+        "    in_xmp = _IN_XMP.search(xmp)\n",
+        "    in_xmp = None\n",
+        "test_decode.py::test_an_orientation_that_only_xmp_tells_counts_as_it_does_for_pillow",
+    ),
+    Mutation(
+        "decode a PNG to look for its orientation",
+        "decode/header.py",
+        "if not is_told and not has_none and swaps_sides",
+        "if not is_told and swaps_sides",
+        "test_decode.py::test_a_png_is_decoded_once",
+    ),
+    Mutation(
         "convert profiles of general images only",
         "decode/__init__.py",
         "        convert_profile(data, pixels)\n",

@@ -50,6 +50,8 @@ def test_the_signature_is_the_documented_one() -> None:
         "store": "auto",
         "decode": "full",
         "resize": None,
+        "background": (255, 255, 255),
+        "icc": "ignore",
         "memory_format": "channels_last",
         "rank": None,
         "world_size": None,

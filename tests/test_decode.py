@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import struct
 import zlib
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from pipeline.decode import BadImageError, Scratch, decode, inspect
 
@@ -104,6 +105,46 @@ def test_an_orientation_that_does_not_exist_is_ignored(orientation: int) -> None
     data = with_orientation(photo(), orientation)
     assert inspect(data).orientation == 1
     assert decoded(data).shape == (93, 125, 3)
+
+
+def with_pillow(data: bytes) -> NDArray[np.uint8]:
+    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+
+
+def with_xmp(xmp: bytes, exif: bytes = b"") -> bytes:
+    return encoded(photo(), **({"exif": exif} if exif else {}), xmp=xmp)
+
+
+@pytest.mark.parametrize("written", [b'tiff:Orientation="6"', b"<tiff:Orientation>6</tiff:Orientation>"])
+def test_an_orientation_that_only_xmp_tells_counts_as_it_does_for_pillow(written: bytes) -> None:
+    data = with_xmp(b"<x:xmpmeta><rdf:Description %b/></x:xmpmeta>" % written)
+    info = inspect(data)
+    assert (info.orientation, info.plain_jpeg) == (6, True)
+    assert np.array_equal(decoded(data), with_pillow(data))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    assert inspect(with_xmp(written, exif.tobytes())).orientation == 3, "EXIF's counts"
+    exif = Image.Exif()
+    exif[0x0131] = "a program"
+    assert inspect(with_xmp(written, exif.tobytes())).orientation == 6, "this EXIF tells none"
+
+
+def test_an_orientation_of_32_bits_counts_too() -> None:
+    plain = encoded(photo())
+    for order, tiff in (("<", b"II\x2a\0"), (">", b"MM\0\x2a")):
+        exif = b"Exif\0\0" + tiff + struct.pack(f"{order}IHHHIII", 8, 1, 0x0112, 4, 1, 8, 0)
+        data = plain[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + plain[2:]
+        assert inspect(data).orientation == 8
+        assert np.array_equal(decoded(data), with_pillow(data))
+
+
+def test_a_png_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow looks for an orientation behind its pixels, so that asking for it would decode them."""
+    data, loads = encoded(photo(), "PNG"), []
+    load = PngImagePlugin.PngImageFile.load
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda image: (loads.append(1), load(image))[1])
+    inspect(data)
+    assert loads == []
 
 
 def test_orientation_is_found_behind_other_segments_and_in_either_byte_order() -> None:

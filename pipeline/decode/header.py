@@ -21,6 +21,7 @@ _ARITHMETIC = (b"\xff\xc9", b"\xff\xca")
 _POSTSCRIPT = (b"%!PS", b"\xc5\xd0\xd3\xc6")
 _PLAIN = ("YCbCr", "Gray", "RGB")
 _ORIENTATION_TAG = 0x0112
+_PNG_METADATA = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type")
 
 
 class BadImageError(ValueError):
@@ -82,7 +83,9 @@ def inspect(data: bytes) -> ImageInfo:
             width, height = image.size
             # Pillow's TIFF reader reports what is upright by its own tag, and decodes what is by XMP too.
             is_told = image.format == "TIFF" and _ORIENTATION_TAG in getattr(image, "tag_v2", {})
-            if not is_told and swaps_sides(image.getexif().get(_ORIENTATION_TAG, 1)):
+            # To look for it behind the pixels of a PNG, Pillow decodes them.
+            has_none = image.format == "PNG" and not any(mark in data for mark in _PNG_METADATA)
+            if not is_told and not has_none and swaps_sides(image.getexif().get(_ORIENTATION_TAG, 1)):
                 height, width = width, height
     except MemoryError:
         raise
