@@ -2017,6 +2017,20 @@ MUTATIONS = [
         "test_decode.py::test_a_png_is_decoded_once",
     ),
     Mutation(
+        "write URLs with their queries into an index",
+        "sources/tar_index.py",
+        "return shard if remote is None else",
+        "return shard if True else",
+        "test_remote.py::test_what_is_kept_of_shards_has_no_query_in_it",
+    ),
+    Mutation(
+        "give samples that differ in their query one name",
+        "sources/remote_files.py",
+        " if query else shown(url)",
+        " if False else shown(url)",
+        "test_remote.py::test_sources_at_urls_keep_the_contract[queries]",
+    ),
+    Mutation(
         "convert profiles of general images only",
         "decode/__init__.py",
         "        convert_profile(data, pixels)\n",

@@ -109,7 +109,9 @@ def test_cold_files_are_refused_where_none_are_read(trial_folder: Path) -> None:
     cfg = config(trial_folder, bench={"cold": True, "warmup": 1})
     with assembled(source, cfg) as pipeline:
         trial = Trial(cfg, as_contender(pipeline, cfg, CPU), pipeline.source)
-        with pytest.raises(ConfigError, match=r"bench.cold=true has nothing to drop: the samples lie in memory"):
+        with pytest.raises(
+            ConfigError, match=r"bench.cold=true has nothing to drop: the samples lie in memory or on a server"
+        ):
             trial.run(repeats=1, references=False)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from contracts_of_sources import assert_source_contract
 from made_sources import make_manifest, make_parquet, make_shards, make_tree
 from watching import ROOT
 from web import Web, web
@@ -30,6 +31,7 @@ from pipeline.config import (
     TarData,
     Transforms,
 )
+from pipeline.doctor.__main__ import main as doctor
 from pipeline.sources import Remote, Source
 from pipeline.sources.disk_cache import DiskCache
 
@@ -280,6 +282,53 @@ def test_a_tree_in_a_bucket_is_that_of_a_local_copy(tmp_path: Path) -> None:
         assert (len(train[0]), len(val[0]), val[1]) == (61, 20, ("ant", "bee", "cow"))
     finally:
         system.rm("/bucket", recursive=True)
+
+
+@pytest.mark.parametrize("kind", ["manifest", "queries", "tar", "parquet", "tree"])
+def test_sources_at_urls_keep_the_contract(kind: str, site: tuple[Web, str]) -> None:
+    served, url = site
+    data: Any = ManifestData(path=f"{url}/list.csv", val_fraction=0.3)
+    make_manifest(served.root)
+    if kind == "queries":
+        rows = "".join(f"{url}/a.bin?part={number},0\n" for number in range(30))
+        (served.root / "list.csv").write_text(f"path,label\n{rows}")
+    elif kind == "tar":
+        make_shards(served.root)
+        data = TarData(pattern=f"{url}/s-{{000..002}}.tar", val_fraction=0.3)
+    elif kind == "parquet":
+        make_parquet(served.root)
+        data = ParquetData(pattern=f"{url}/part-{{00000..00001}}.parquet", val_fraction=0.3)
+    elif kind == "tree":
+        system = fsspec.filesystem("memory")
+        system.put(str(make_tree(served.root / "tree")), "/contract/tree", recursive=True)
+        data = FolderData(root="memory://contract/tree", val_fraction=0.3)
+    assert_source_contract(lambda split: open_source(data, split))
+
+
+def test_an_error_in_a_manifest_names_its_url(site: tuple[Web, str]) -> None:
+    served, url = site
+    (served.root / "list.csv").write_text("path,label\na.bin,\n")
+    with pytest.raises(ConfigError, match=rf"^{url}/list\.csv:2: label is missing"):
+        open_source(ManifestData(path=f"{url}/list.csv"), "train")
+
+
+def test_what_is_kept_of_shards_has_no_query_in_it(site: tuple[Web, str], tmp_path: Path) -> None:
+    served, url = site
+    make_shards(served.root)
+    data = TarData(pattern=f"{url}/s-{{000..002}}.tar?signature=hidden")
+    assert both_splits(data) == both_splits(data)
+    kept = [path.read_bytes() for path in (tmp_path / "users cache").rglob("*") if path.is_file()]
+    assert kept
+    assert not any(b"hidden" in content for content in kept)
+
+
+def test_the_doctor_says_that_samples_lie_on_a_server(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "".join(f"{file.relative_to(images)},{file.parent.name}\n" for file in sorted(images.rglob("*.jpg")))
+    (images / "rows.csv").write_text("path,label\n" + rows)
+    with web(images) as (_, url):
+        doctor(["data=manifest", f"data.path={url}/rows.csv"])
+    (images / "rows.csv").unlink()
+    assert "disk           the samples lie on a server, or in the cache of what was read:" in capsys.readouterr().out
 
 
 def test_names_of_files_are_no_syntax_of_urls(site: tuple[Web, str]) -> None:

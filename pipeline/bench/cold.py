@@ -31,7 +31,9 @@ class Files:
     def check(self, feed: Feed) -> None:
         """Raises ConfigError if a pass of `feed` over cold files cannot be had. Leaves the files cold."""
         if len(self._paths) == 0:
-            raise ConfigError("bench.cold=true has nothing to drop: the samples lie in memory; use bench.cold=false")
+            raise ConfigError(
+                "bench.cold=true has nothing to drop: the samples lie in memory or on a server; use bench.cold=false"
+            )
         if feed.batches_per_epoch <= self._num_ready:
             raise ConfigError(
                 f"bench.cold=true needs epochs of more than the {self._num_ready} batches that lie ready, got "

@@ -18,7 +18,7 @@ from pipeline.doctor.storage import Reading, read_cold_and_warm
 from pipeline.draws import draws
 from pipeline.machine import num_cores
 from pipeline.sampler import ShuffleSampler, num_steps
-from pipeline.sources import Source
+from pipeline.sources import Source, is_remote
 
 NUM_SAMPLES = 64
 MAX_NAMED = 3
@@ -57,7 +57,10 @@ def check_samples(plan: RunPlan, source: Source) -> Iterator[Finding]:
         f"{decoded.num_rows} of {len(source):,} decoded to {plan.options(training=True).size} pixels, "
         f"{decoded.rows_per_s:,.0f} images/s on one thread{left_out}",
     )
-    if len(source.files()) == 0:
+    if is_remote(source.where(ids[0])):
+        rates = f"{reading.first.mb_per_s:,.0f} MB/s at first, {reading.warm.mb_per_s:,.0f} again"
+        yield ok("disk", f"the samples lie on a server, or in the cache of what was read: {rates}")
+    elif len(source.files()) == 0:
         yield ok("disk", "nothing to read while training: the samples lie in memory")
     else:
         yield disk_finding(plan, reading, decoded.rows_per_s)

@@ -7,7 +7,7 @@ import posixpath
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from itertools import compress
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from numpy.typing import ArrayLike
 
@@ -53,8 +53,10 @@ class RemoteFileSource(FileSource):
         return self._remote.read(url) if is_remote(url) else super().read(id)
 
     def where(self, id: int) -> str:
-        """Returns the URL of file `id`, without user, password and query."""
-        return shown(self._url(id))
+        """Returns the URL of file `id` without user and password, and of a query a digest that tells it from others."""
+        url = self._url(id)
+        query = urlsplit(url).query
+        return f"{shown(url)}?{blake2b(query.encode(), digest_size=4).hexdigest()}" if query else shown(url)
 
     def files(self) -> Paths:
         """Returns no path: none is local."""
@@ -116,7 +118,10 @@ def open_remote_manifest(
     """
     base = root or path.rpartition("/")[0]
     local = _fetched(path, remote) if is_remote(path) else path
-    source = open_manifest(local, split=split, val_fraction=val_fraction)
+    try:
+        source = open_manifest(local, split=split, val_fraction=val_fraction)
+    except ValueError as error:
+        raise ValueError(str(error).replace(local, shown(path))) from error
     paths = source.paths.relative()
     return RemoteFileSource(paths, source.labels, source.class_names, root=base, remote=remote, weights=source.weights)
 
