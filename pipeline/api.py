@@ -71,6 +71,7 @@ def create_dataloader(
     resize: str | None = None,
     background: Sequence[int] = (255, 255, 255),
     icc: str = "ignore",
+    crops_per_image: int = 1,
     memory_format: str = "channels_last",
     rank: int | None = None,
     world_size: int | None = None,
@@ -122,6 +123,7 @@ def create_dataloader(
         resize: "fast" or "exact"; None: fast when augmenting, else exact.
         background: R, G, B in 0..255 that transparent pixels are laid over.
         icc: embedded colour profiles: "ignore", or "convert" pixels to sRGB.
+        crops_per_image: crops of each image, decoded once, in its batch: that has so many times `batch_size` images.
         memory_format: of the images, "channels_last" or "contiguous".
         rank: which part of every global batch; by default torch.distributed's.
         world_size: how many ranks share a global batch; by default torch.distributed's.
@@ -136,6 +138,7 @@ def create_dataloader(
             img_size=img_size != 224,
             resize=resize is not None,
             decode=decode != "full",
+            crops_per_image=crops_per_image != 1,
         )
     if isinstance(augment, bool):
         augment = "standard" if augment else "none"
@@ -148,6 +151,7 @@ def create_dataloader(
         resize=resize or "auto",
         background=list(background),
         icc=icc,
+        crops_per_image=crops_per_image,
     ).resolved()
     if sampler is not None and shuffle is not None:
         raise ValueError(f"give shuffle or sampler, not both, got shuffle={shuffle} and sampler={sampler!r}")

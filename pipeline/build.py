@@ -290,11 +290,11 @@ def assemble(
     with ExitStack() as resources:
         if hasattr(source, "close"):
             resources.callback(source.close)
-        # Workers colour and normalise unless the batch goes to a device: bytes travel there in a quarter of the time.
+        # Unless asked otherwise, a device colours and normalises itself: bytes travel there in a quarter of the time.
         transform = build_transform(
             transforms,
             function,
-            normalise=not delivery.on_device,
+            normalise=not delivery.finishes,
             memory_format=memory_format,
             source=source,
             backend=backend,

@@ -22,7 +22,7 @@ from pipeline.prefetch import PrefetchLoader
 from pipeline.quarantine import BadSamples
 from pipeline.sources import Source
 from pipeline.stats import Lanes, Stats
-from pipeline.transforms.sample import SampleTransform
+from pipeline.transforms.crops import transform_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -78,7 +78,7 @@ class Making:
         delivery = plan_delivery(
             self.config, transforms, self.device, pin_memory=self.pin_memory, has_own_transform=False
         )
-        transform = SampleTransform(transforms, normalise=not delivery.on_device, memory_format=self.memory_format)
+        transform = transform_of(transforms, normalise=not delivery.finishes, memory_format=self.memory_format)
         check_memory(self.config.loader, self.num_workers, transform)
         return transform, delivery
 
@@ -86,12 +86,14 @@ class Making:
         self, transforms: Transforms, transform: Transform, delivery: Delivery, *, num_epochs: int | None
     ) -> Batches:
         """Whoever makes batches by `transform`, which does what `transforms` say, begun at epoch 0."""
+        num_crops = transforms.crops_per_image if self.function is None else 1
         order = Order(
             sampler=make_sampler(self.sampler, self.source, self.config.seed),
             labels=self.source.labels,
             seed=self.config.seed,
             batch_size=self.config.loader.batch_size,
-            num_draws=transform.num_draws,
+            num_draws=transform.num_draws // num_crops,
+            num_crops=num_crops,
             rank=self.rank,
             world_size=self.world_size,
             drop_last=self.drop_last,
@@ -111,6 +113,7 @@ class Making:
                 row_shape=transform.row_shape,
                 row_dtype=transform.row_dtype,
                 channels_last=transform.channels_last,
+                num_crops=num_crops,
                 read_ahead=self.sampler is not SamplerName.sequential,
                 num_epochs=num_epochs,
                 stats=stats,

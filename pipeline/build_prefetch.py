@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.config import ConfigError, PipelineConfig, Transforms
+from pipeline.config import ConfigError, PipelineConfig, Place, Transforms
 from pipeline.loader.batch import Batch
 from pipeline.loader.loader import Loader
 from pipeline.prefetch import BatchStage, PrefetchLoader
@@ -20,7 +20,9 @@ class Delivery:
 
     device: torch.device | None
     on_device: bool
-    """Whether `device` is another than the CPU: then it colours and normalises, and workers give it bytes."""
+    """Whether `device` is another than the CPU."""
+    finishes: bool
+    """Whether the stage colours and normalises there, and workers give it bytes."""
     stage: BatchStage | None
     streams: Streams | None
     num_batches: int
@@ -47,32 +49,41 @@ def plan_delivery(
     Raises:
         ConfigError: there is no such device, or the group contradicts itself.
     """
-    target = _target(config, device)
+    target = _target(config, transforms, device)
     on_device = target is not None and target.type != "cpu"
-    pins = pin_memory and not on_device and torch.cuda.is_available()
+    finishes = not has_own_transform and (
+        transforms.place is Place.device or (transforms.place is Place.auto and on_device)
+    )
+    pins = pin_memory and not (on_device or finishes) and torch.cuda.is_available()
     stage: BatchStage | None
     if pins:
         target, stage = torch.device("cpu"), Batch.pin_memory
     else:
-        stage = _stage(config, transforms if on_device and not has_own_transform else None)
+        stage = _stage(config, transforms if finishes else None)
     return Delivery(
         device=target,
         on_device=on_device,
+        finishes=finishes,
         stage=stage,
         streams=streams_for(target) if on_device and target is not None else None,  # or refuse before anything is read
         num_batches=config.prefetch.num_batches,
     )
 
 
-def _target(config: PipelineConfig, device: torch.device) -> torch.device | None:
+def _target(config: PipelineConfig, transforms: Transforms, device: torch.device) -> torch.device | None:
     wanted = config.prefetch.device
     converts = config.prefetch.dtype != "float32"
+    has_stage = converts or transforms.place is Place.device
     if wanted == "auto":
         # On the CPU the loader's own workers are ahead already: another thread would only be in their way.
-        return device if device.type == "cuda" or converts else None
+        return device if device.type == "cuda" or has_stage else None
     if wanted == "none":
         if converts:
             raise ConfigError(f"prefetch.dtype={config.prefetch.dtype} needs prefetch=cpu or prefetch=cuda")
+        if has_stage:
+            raise ConfigError(
+                "transforms.place=device needs prefetch=cpu, cuda or auto; or use transforms.place=worker"
+            )
         return None
     return device if device.type == wanted else torch.device(str(wanted))
 

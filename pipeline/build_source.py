@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import (
@@ -19,6 +19,7 @@ from pipeline.config import (
     OnError,
     OwnData,
     ParquetData,
+    Place,
     Reachable,
     SamplerName,
     SyntheticData,
@@ -196,7 +197,7 @@ def order_fingerprint(
     Of a user's callable only the name is known, not what it does.
     """
     weights = getattr(source, "weights", None) if sampler is SamplerName.weighted else None
-    parts = [source.fingerprint(), str(sampler), asdict(transforms)]
+    parts = [source.fingerprint(), str(sampler), asdict(replace(transforms, place=Place.auto))]  # where is not what
     if function is not None:
         kind = function if hasattr(function, "__qualname__") else type(function)
         parts.append(kind.__qualname__)

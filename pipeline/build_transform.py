@@ -15,7 +15,8 @@ from pipeline.loader.read import Decoding
 from pipeline.loader.sample import Transform
 from pipeline.pickling import check_picklable
 from pipeline.sources import Source
-from pipeline.transforms.sample import SampleTransform, rendering_of, shrink_to
+from pipeline.transforms.crops import transform_of
+from pipeline.transforms.sample import rendering_of, shrink_to
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -50,7 +51,7 @@ def build_transform(
         prefetches: batches are asked for in a thread of ours, and not in the consumer's.
     """
     if function is None:
-        return SampleTransform(options, normalise=normalise, memory_format=memory_format)
+        return transform_of(options, normalise=normalise, memory_format=memory_format)
     from pipeline.transforms.callables import CallableTransform, Seeding, check_callable, probe  # seldom wanted
 
     check_callable(function)

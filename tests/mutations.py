@@ -84,8 +84,8 @@ MUTATIONS = [
     Mutation(
         "give copies of an id the same draws",
         "loader/order.py",
-        "positions if self.sampler.with_replacement else 0",
-        "0",
+        "positions if self.sampler.with_replacement else np.zeros_like(positions)",
+        "np.zeros_like(positions)",
         "test_loader.py::test_copies_of_an_id_in_an_epoch_have_draws_of_their_own",
     ),
     Mutation(
@@ -573,8 +573,8 @@ MUTATIONS = [
     Mutation(
         "resize evaluation by the fast way",
         "config/transforms.py",
-        "decode=Decode.full, resize=Resize.exact)",
-        "decode=Decode.full, resize=Resize.fast)",
+        "decode=Decode.full, resize=Resize.exact, crops",
+        "decode=Decode.full, resize=Resize.fast, crops",
         "test_build.py::test_validation_is_in_order_complete_and_the_same_every_epoch",
     ),
     Mutation(
@@ -587,8 +587,8 @@ MUTATIONS = [
     Mutation(
         "give every image of a batch the first one's colour",
         "transforms/device.py",
-        "self._jitter.matrices(draws))",
-        "self._jitter.matrices(draws[:1].repeat(len(draws), axis=0)))",
+        "jitter.matrices(draws))",
+        "jitter.matrices(draws[:1].repeat(len(draws), axis=0)))",
         "test_transforms.py::test_workers_and_devices_agree",
     ),
     Mutation(
@@ -2015,6 +2015,55 @@ MUTATIONS = [
         "if not is_told and not has_none and swaps_sides",
         "if not is_told and swaps_sides",
         "test_decode.py::test_a_png_is_decoded_once",
+    ),
+    Mutation(
+        "cut every crop of an image by the first one's draws",
+        "loader/order.py",
+        "occurrence * self.num_crops + crop)",
+        "occurrence)",
+        "test_crops.py::test_every_crop_is_what_its_own_draws_make_of_the_image",
+    ),
+    Mutation(
+        "count crops where images are counted",
+        "loader/loader.py",
+        "        num_samples = len(batch.ids) // self._num_crops\n",
+        "        num_samples = len(batch.ids)\n",
+        "test_crops.py::test_an_epoch_has_every_image_once_and_a_state_counts_images",
+    ),
+    Mutation(
+        "give the labels of other images to crops",
+        "loader/loader.py",
+        "np.repeat(values, self._num_crops, axis=0)",
+        "np.concatenate([values] * self._num_crops)",
+        "test_crops.py::test_every_crop_is_what_its_own_draws_make_of_the_image",
+    ),
+    Mutation(
+        "blur images of a batch by one another's kernels",
+        "transforms/device.py",
+        "            blurred.addcmul_(padded.narrow(dim, shift, images.shape[dim]), tap)\n",
+        "            blurred.addcmul_(padded.narrow(dim, shift, images.shape[dim]), tap.flip(0))\n",
+        "test_finish.py::test_workers_and_devices_agree_within_a_hundred_thousandth",
+    ),
+    Mutation(
+        "erase a part of the first images instead of the drawn ones",
+        "transforms/device.py",
+        "    edges[rows] = boxes\n",
+        "    edges[: len(rows)] = boxes\n",
+        "test_finish.py::test_workers_and_devices_agree_within_a_hundred_thousandth",
+    ),
+    Mutation(
+        "blur on a device and not in workers",
+        "transforms/finish.py",
+        "            if number in kernels:\n",
+        "            if False:\n",
+        "test_finish.py::test_where_it_is_done_changes_no_value_beyond_a_hundred_thousandth",
+    ),
+    Mutation(
+        "ask a saved state for the place where colours were made",
+        "build_source.py",
+        "asdict(replace(transforms, place=Place.auto))",
+        "asdict(transforms)",
+        "test_finish.py::test_a_run_goes_on_wherever_colours_are_made",
     ),
     Mutation(
         "write URLs with their queries into an index",

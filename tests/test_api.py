@@ -52,6 +52,7 @@ def test_the_signature_is_the_documented_one() -> None:
         "resize": None,
         "background": (255, 255, 255),
         "icc": "ignore",
+        "crops_per_image": 1,
         "memory_format": "channels_last",
         "rank": None,
         "world_size": None,

@@ -51,6 +51,8 @@ def row_of(transform: SampleTransform, sample: bytes | NDArray[np.uint8], draws:
         pytest.param({"flip": 0.0}, 22, id="no flip"),
         pytest.param({"contrast": 0.4}, 24, id="contrast"),
         pytest.param(COLOURS, 27, id="every colour"),
+        pytest.param({"greyscale": 0.2, "blur": 0.5, "erasing": 0.25}, 31, id="greyscale, blur, erasing"),
+        pytest.param({"augment": "none", "greyscale": 1.0, "blur": 1.0, "erasing": 1.0}, 0, id="evaluation"),
     ],
 )
 def test_draws_are_taken_only_by_what_is_on(options: dict[str, Any], num_draws: int) -> None:
@@ -93,7 +95,11 @@ def test_normalised_rows_are_what_the_formula_says() -> None:
     np.testing.assert_allclose(normalised, expected, rtol=0, atol=2e-7)
 
 
-@pytest.mark.parametrize("colours", [{}, COLOURS, {"hue": 0.5}, {"brightness": 3.0, "contrast": 2.0}], ids=str)
+@pytest.mark.parametrize(
+    "colours",
+    [{}, COLOURS, {"hue": 0.5}, {"brightness": 3.0, "contrast": 2.0}, {"greyscale": 0.5}, {"erasing": 0.5}],
+    ids=str,
+)
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_workers_and_devices_agree(colours: dict[str, Any], channels_last: bool) -> None:
     options = Transforms(size=48, **colours)
@@ -108,6 +114,7 @@ def test_workers_and_devices_agree(colours: dict[str, Any], channels_last: bool)
     assert on_device.stride() == images.stride()
     difference = np.abs(on_device.numpy() - expected).max()
     assert difference == 0 if colours else difference <= 1e-6
+    assert on_device.isfinite().all()
     halves = BatchTransform(options)(images, draws, torch.bfloat16)
     assert torch.equal(halves, on_device.to(torch.bfloat16))
 

@@ -29,7 +29,7 @@ from pipeline.config.report import Report
 from pipeline.config.root import BenchConfig, PipelineConfig, TrainConfig
 from pipeline.config.run import Debug, Device, Run
 from pipeline.config.training import Amp, Dist, Logger, Optim, OptimName, Schedule, ScheduleName
-from pipeline.config.transforms import Augment, Decode, Resize, Transforms
+from pipeline.config.transforms import Augment, Decode, Place, Resize, Transforms
 
 __all__ = [
     "Amp",
@@ -62,6 +62,7 @@ __all__ = [
     "OwnData",
     "ParquetData",
     "PipelineConfig",
+    "Place",
     "Prefetch",
     "PrefetchDevice",
     "Preload",

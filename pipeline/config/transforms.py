@@ -47,11 +47,19 @@ _NAMED: dict[Augment, dict[str, Any]] = {
 }
 
 
+class Place(StrEnum):
+    """Colour, blur and erasing on the device, in the workers, or auto: on a device that is not the CPU."""
+
+    auto = "auto"
+    device = "device"
+    worker = "worker"
+
+
 @dataclass(kw_only=True)
 class Transforms:
     """From a decoded image to the model's input.
 
-    With `augment` none nothing is drawn: `scale`, `ratio`, `flip` and the colours are not used.
+    With `augment` none nothing is drawn: `scale`, `ratio`, `flip`, the colours, blur and erasing are not used.
     """
 
     augment: Augment = Augment.light
@@ -82,6 +90,22 @@ class Transforms:
     """As `brightness`."""
     hue: float = 0.0
     """Shift drawn from [-hue, hue], in turns of the colour circle, at most 0.5; 0 is off."""
+    greyscale: float = 0.0
+    """Probability of no colour at all."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur."""
+    blur_sigma: list[float] = field(default_factory=lambda: [0.1, 2.0])
+    """Least and greatest standard deviation of the blur, in pixels."""
+    erasing: float = 0.0
+    """Probability that a rectangle becomes the mean colour."""
+    erasing_scale: list[float] = field(default_factory=lambda: [0.02, 0.33])
+    """Least and greatest area of that rectangle, as a part of the image's."""
+    erasing_ratio: list[float] = field(default_factory=lambda: [0.3, 3.3])
+    """Least and greatest height / width of that rectangle."""
+    crops_per_image: int = 1
+    """Crops of each image in its batch, which then has `batch_size` times as many; an image is decoded once for all."""
+    place: Place = Place.auto
+    """Where colour, blur, erasing and normalisation are done; the results agree within 1e-5."""
     resize_ratio: float = 256 / 224
     """Evaluation: the short side becomes `round(size * resize_ratio)`, then the centre is cropped."""
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
@@ -110,6 +134,25 @@ class Transforms:
         for name in ("brightness", "contrast", "saturation"):
             setattr(self, name, real(f"transforms.{name}", getattr(self, name), low=0, cure="0 is off"))
         self.hue = real("transforms.hue", self.hue, low=0, high=0.5, cure="0 is off")
+        for name in ("greyscale", "blur", "erasing"):
+            setattr(self, name, real(f"transforms.{name}", getattr(self, name), low=0, high=1, cure="0 is off"))
+        self.blur_sigma = _interval("transforms.blur_sigma", self.blur_sigma, high=100.0)
+        self.erasing_scale = _interval("transforms.erasing_scale", self.erasing_scale, high=1.0)
+        self.erasing_ratio = _interval("transforms.erasing_ratio", self.erasing_ratio, high=100.0)
+        self.crops_per_image = whole(
+            "transforms.crops_per_image", self.crops_per_image, low=1, cure="1 is the usual one"
+        )
+        if self.crops_per_image > 1 and self.decode is Decode.scaled:
+            raise ConfigError(
+                f"transforms.crops_per_image={self.crops_per_image} decodes an image once for all crops, and not as "
+                f"coarsely as one of them allows; use transforms.decode=full"
+            )
+        if self.crops_per_image > 1 and self.augment is Augment.none:
+            raise ConfigError(
+                f"transforms.crops_per_image={self.crops_per_image} would be as many equal images with "
+                f"transforms.augment=none; use 1"
+            )
+        self.place = choice("transforms.place", self.place, Place)
         self.resize_ratio = real(
             "transforms.resize_ratio", self.resize_ratio, low=1, cure="1 crops nothing off the short side"
         )
@@ -124,7 +167,7 @@ class Transforms:
 
     def evaluation(self) -> Self:
         """A copy for evaluation: no draw, every pixel decoded, the exact resize."""
-        return replace(self, augment=Augment.none, decode=Decode.full, resize=Resize.exact)
+        return replace(self, augment=Augment.none, decode=Decode.full, resize=Resize.exact, crops_per_image=1)
 
     def resolved(self) -> Self:
         """A copy in which `resize` is exact or fast."""

@@ -13,6 +13,7 @@ from pipeline.dist import World
 from pipeline.machine import num_cores
 from pipeline.training.build import build_compute
 from pipeline.training.sizes import training_sizes
+from pipeline.transforms.crops import CropsTransform, transform_of
 from pipeline.transforms.sample import SampleTransform
 
 
@@ -22,7 +23,7 @@ class RunPlan:
 
     cfg: TrainConfig
     device: torch.device
-    on_device: bool
+    finishes: bool
     """Whether that device colours and normalises, and workers make bytes for it."""
     num_workers: int
     """Of each rank's training pipeline, and as many of its evaluation's."""
@@ -50,9 +51,9 @@ class RunPlan:
             return self.cfg.transforms.evaluation()
         return replace(self.cfg.transforms.resolved(), size=training_sizes(self.cfg)[-1])
 
-    def transform(self, *, training: bool = True) -> SampleTransform:
+    def transform(self, *, training: bool = True) -> SampleTransform | CropsTransform:
         """What workers would make a row of a sample with."""
-        return SampleTransform(self.options(training=training), normalise=not self.on_device)
+        return transform_of(self.options(training=training), normalise=not self.finishes)
 
 
 def plan_run(cfg: TrainConfig) -> RunPlan:
@@ -65,7 +66,7 @@ def plan_run(cfg: TrainConfig) -> RunPlan:
     return RunPlan(
         cfg=cfg,
         device=device,
-        on_device=delivery.on_device,
+        finishes=delivery.finishes,
         num_workers=num_workers,
         backend=resolve_backend(cfg.loader, num_workers, prefers_processes=delivery.on_device),
     )

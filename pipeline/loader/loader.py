@@ -51,6 +51,7 @@ class Loader:
         row_shape: tuple[int, ...],
         row_dtype: DTypeLike,
         channels_last: bool = True,
+        num_crops: int = 1,
         read_ahead: bool = False,
         num_epochs: int | None = None,
         stats: Stats | None = None,
@@ -62,9 +63,11 @@ class Loader:
         Args:
             order: which samples stand in which batch.
             executor: makes the batches; closed by `close`.
-            row_shape: one sample in a slot, `(H, W, 3)` when `channels_last`, else `(3, H, W)`.
+            row_shape: one sample in a slot, `(H, W, 3)` when `channels_last`, else `(3, H, W)`; of several crops
+                that many of them.
             row_dtype: element type of the images.
             channels_last: yield slots as channels-last `(B, 3, H, W)` views; else as they are.
+            num_crops: images in a row; each is yielded as one of its own, with the sample's id and label.
             read_ahead: begin the next epoch before it is asked for.
             num_epochs: the known number of epochs, after which nothing is read ahead; None when unknown.
             stats: counters to fill; new ones when None.
@@ -78,6 +81,7 @@ class Loader:
         self._on_bad = on_bad
         self._pin = pin
         self._channels_last = channels_last
+        self._num_crops = num_crops
         self._row = (row_shape, row_dtype)
         self._read_ahead = read_ahead and executor.num_workers > 0
         self._num_epochs = num_epochs
@@ -270,8 +274,9 @@ class Loader:
         if self._executor.num_workers:
             self._submit_ahead()
         took_s = time.perf_counter() - began
-        self.stats_counters.handed_over(len(batch.ids), took_s, num_ready=num_ready)
-        clock.add(COLLATE, took_s - waited_s - (clock.seconds[BUSY] - made_s), len(batch.ids))
+        num_samples = len(batch.ids) // self._num_crops
+        self.stats_counters.handed_over(num_samples, took_s, num_ready=num_ready)
+        clock.add(COLLATE, took_s - waited_s - (clock.seconds[BUSY] - made_s), num_samples)
         return batch
 
     def _tell_of_bad(self, job: Job) -> None:
@@ -288,15 +293,19 @@ class Loader:
         rows, is_copied = self._ring.lend(job.slot, len(plan.ids))
         self.stats_counters.copied_batches += is_copied
         images = torch.from_numpy(rows)
-        labels = torch.from_numpy(np.ascontiguousarray(plan.labels))
+        labels, ids, draws = plan.labels, plan.ids, plan.draws
+        if self._num_crops > 1:
+            images = images.flatten(0, 1)  # and not the array, on which the slot's finalizer sits
+            labels, ids = (np.repeat(values, self._num_crops, axis=0) for values in (labels, ids))
+            draws = draws.reshape(len(ids), -1)
         self._handed = (plan.epoch, plan.step + 1)
         return Batch(
             images.permute(0, 3, 1, 2) if self._channels_last else images,
-            labels,
-            ids=torch.from_numpy(plan.ids),
+            torch.from_numpy(np.ascontiguousarray(labels)),
+            ids=torch.from_numpy(ids),
             epoch=plan.epoch,
             step=plan.step,
-            draws=plan.draws,
+            draws=draws,
         )
 
 

@@ -32,7 +32,8 @@ class Order:
         sampler: maps (epoch, positions) to ids.
         labels: the source's labels, first dimension the number of samples.
         batch_size: samples per rank; a global batch has `batch_size * world_size`.
-        num_draws: uniforms per sample.
+        num_draws: uniforms per crop.
+        num_crops: crops of each sample; their draws follow one another in a row of the plan's.
         fingerprint: gives the identity of the source, so that a saved state is not continued on another one; asked
             only for a state, for it hashes every path.
     """
@@ -42,6 +43,7 @@ class Order:
     seed: int
     batch_size: int
     num_draws: int
+    num_crops: int = 1
     rank: int = 0
     world_size: int = 1
     drop_last: bool = False
@@ -74,5 +76,9 @@ class Order:
         )
         ids = self.sampler.ids(epoch, positions)
         # An id comes twice in an epoch only when drawn with replacement; its position then tells the copies apart.
-        occurrence = positions if self.sampler.with_replacement else 0
-        return Plan(epoch, step, ids, self.labels[ids], draws(self.seed, epoch, ids, self.num_draws, occurrence))
+        occurrence = positions if self.sampler.with_replacement else np.zeros_like(positions)
+        own = [
+            draws(self.seed, epoch, ids, self.num_draws, occurrence * self.num_crops + crop)
+            for crop in range(self.num_crops)
+        ]
+        return Plan(epoch, step, ids, self.labels[ids], own[0] if len(own) == 1 else np.concatenate(own, axis=1))

@@ -1,10 +1,10 @@
 """Colour jitter as one affine transform a sample, equal to the bit in a worker and on a device.
 
-Brightness, contrast, saturation and hue are linear in R, G, B, so in a fixed order they are one 3 x 4 matrix, which
-also takes in the division by 255 and the normalisation. Its entries are rounded to a power-of-two grid so coarse that
-every product with an 8-bit level and every sum is exact in float32. No rounding is left for the order of additions or
-for fused multiply-add to change: NumPy, OpenCV and CUDA give the same floats. The grid itself costs at most 1/15 of an
-8-bit level at the strongest jitter, and 1/400 on average.
+Brightness, contrast, saturation, hue and greyscale are linear in R, G, B, so in a fixed order they are one 3 x 4
+matrix, which also takes in the division by 255 and the normalisation. Its entries are rounded to a power-of-two grid so
+coarse that every product with an 8-bit level and every sum is exact in float32. No rounding is left for the order of
+additions or for fused multiply-add to change: NumPy, OpenCV and CUDA give the same floats. The grid itself costs at
+most 1/15 of an 8-bit level at the strongest jitter, and 1/400 on average.
 
 This is not torchvision's ColorJitter: the order is fixed, values are clamped once at the end instead of after each
 operation, contrast turns around a constant grey instead of the image's own mean, and hue rotates the chroma plane of
@@ -13,12 +13,10 @@ YIQ instead of HSV's angle.
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Transforms
-from pipeline.decode import Scratch
 
 # ITU-R BT.601 luma, as in torchvision's rgb_to_grayscale and in YIQ.
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -37,9 +35,10 @@ _ROUNDING_MARGIN = 1.0001
 
 
 class ColourJitter:
-    """Brightness, contrast, saturation and hue, in this order, from one draw each; operations that are off take none.
+    """Brightness, contrast, saturation, hue, greyscale, in this order, from one draw each; what is off takes none.
 
-    Factors are uniform in [max(0, 1 - value), 1 + value], the turn of hue in [-hue, hue], as torchvision's.
+    Factors are uniform in [max(0, 1 - value), 1 + value], the turn of hue in [-hue, hue], as torchvision's; `greyscale`
+    is the probability of no colour at all.
     `first_column` is where this jitter's `num_draws` begin in a sample's draws.
     """
 
@@ -53,6 +52,9 @@ class ColourJitter:
                 self._columns[name] = first_column + self.num_draws
                 self._ranges[name] = (-strength, strength) if name == "hue" else (max(0.0, 1 - strength), 1 + strength)
                 self.num_draws += 1
+        self._greyscale = options.greyscale if options.augment != "none" else 0.0
+        self._greyscale_column = first_column + self.num_draws
+        self.num_draws += self._greyscale > 0
         self._mean, self._std = np.asarray(options.mean), np.asarray(options.std)
         # The grey that contrast leaves alone: of the mean, so that a sample's matrix needs nothing but its draws.
         self._pivot = float(self._mean @ _LUMA)
@@ -70,6 +72,8 @@ class ColourJitter:
         angle = 2 * np.pi * self._factor("hue", draws, off=0.0)
         gain = brightness * contrast
         chroma = gain * saturation
+        if self._greyscale > 0:
+            chroma = chroma * (draws[:, self._greyscale_column] >= self._greyscale)[:, None, None]
         rgb = gain * _GREY + chroma * np.cos(angle) * _CHROMA + chroma * np.sin(angle) * _TURNED
         matrices = np.empty((len(draws), 3, 4))
         matrices[:, :, :3] = rgb / (255 * self._std[:, None])
@@ -91,39 +95,3 @@ def _on_grid(matrices: NDArray[np.float64]) -> NDArray[np.float32]:
     steps = np.ldexp(1.0, _GRID_BITS - np.frexp(_ROUNDING_MARGIN * largest_sum)[1])[:, :, None]
     on_grid: NDArray[np.float32] = (np.rint(matrices * steps) / steps).astype(np.float32)
     return on_grid
-
-
-class WorkerColour:
-    """Applies a `ColourJitter` to samples in a worker: clamped, normalised float32 written into a batch's rows."""
-
-    def __init__(self, jitter: ColourJitter, size: int, memory_format: str) -> None:
-        self._jitter = jitter
-        # One bound a value of an image row: NumPy's inner loop is then long, and 3 times faster than over 3 channels.
-        self._lower, self._upper = np.tile(jitter.lower, size), np.tile(jitter.upper, size)
-        self._planes = memory_format == "contiguous"
-
-    def __call__(
-        self,
-        pixels: NDArray[np.uint8],
-        draws: NDArray[np.float64],
-        rows: NDArray[np.float32],
-        scratch: Scratch,
-    ) -> None:
-        """Colour `pixels`, uint8 (n, H, W, 3), by each sample's `draws` into n `rows`, float32 of the memory format."""
-        for image, matrix, row in zip(pixels, self._jitter.matrices(draws), rows, strict=True):
-            self._colour(image, matrix, row, scratch)
-
-    def _colour(
-        self, pixels: NDArray[np.uint8], matrix: NDArray[np.float32], row: NDArray[np.float32], scratch: Scratch
-    ) -> None:
-        floats = scratch.floats("floats", pixels.shape) if self._planes else row
-        np.copyto(floats, pixels)
-        written = cv2.transform(floats, matrix, dst=floats)
-        assert np.may_share_memory(written, floats), "OpenCV did not write into the buffer that it was given"
-        values = floats.reshape(len(floats), -1)
-        np.maximum(values, self._lower, out=values)
-        np.minimum(values, self._upper, out=values)
-        if self._planes:
-            for channel in range(3):
-                written = cv2.extractChannel(floats, channel, dst=row[channel])
-                assert np.may_share_memory(written, row), "OpenCV did not write into the row that it was given"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.config import Transforms
 from pipeline.decode import ImageInfo, Rendering, Scratch, count_decoded, decode, inspect
 from pipeline.stats import StageClock
-from pipeline.transforms.colour import ColourJitter, WorkerColour
+from pipeline.transforms.finish import Finish, WorkerFinish
 from pipeline.transforms.geometry import (
     RANDOM_CROP_DRAWS,
     Box,
@@ -67,8 +67,8 @@ def flip_column(options: Transforms) -> int | None:
     return RANDOM_CROP_DRAWS if options.augment != "none" and options.flip > 0 else None
 
 
-def colour_column(options: Transforms) -> int:
-    """The first column of draws that colour uses: after the crop's and the flip's."""
+def finish_column(options: Transforms) -> int:
+    """The first column of draws that `Finish` uses: after the crop's and the flip's."""
     if options.augment == "none":
         return 0
     return RANDOM_CROP_DRAWS + (flip_column(options) is not None)
@@ -98,8 +98,8 @@ class SampleTransform:
 
     With `normalise` a row is float32, coloured and normalised, of `memory_format`; without it a row is uint8
     (size, size, 3), cropped and flipped, and `device.BatchTransform` does the rest from the same draws.
-    Columns of `draws`: the crop's 22, the flip's 1, then one for each colour operation that is on; no column is there
-    for what is off, and none at all when `augment` is none.
+    Columns of `draws`: the crop's 22, the flip's 1, then one for each colour operation that is on, the blur's 2, the
+    erasing's 5; no column is there for what is off, and none at all when `augment` is none.
     """
 
     def __init__(self, options: Transforms, *, normalise: bool, memory_format: str = "channels_last") -> None:
@@ -111,8 +111,8 @@ class SampleTransform:
         self._scaled = options.decode == "scaled"
         self._rendering = rendering_of(options)
         self._flip_column = flip_column(options)
-        jitter = ColourJitter(options, first_column=colour_column(options))
-        self.num_draws = colour_column(options) + jitter.num_draws
+        finish = Finish(options, first_column=finish_column(options))
+        self.num_draws = finish_column(options) + finish.num_draws
         size = options.size
         planes = normalise and memory_format == "contiguous"
         self._resized_shape = (size, size, 3)
@@ -120,7 +120,7 @@ class SampleTransform:
         self.row_shape = (3, size, size) if planes else (size, size, 3)
         self.row_dtype = np.dtype(np.float32 if normalise else np.uint8)
         self._normaliser = Normaliser(options.mean, options.std, memory_format) if normalise else None
-        self._colour = WorkerColour(jitter, size, memory_format) if normalise and jitter.num_draws else None
+        self._finisher = WorkerFinish(finish, size, memory_format) if normalise and finish.num_draws else None
         takes_tiny = size <= _TINY_SIDE
         self.most_rows = _TINY_ROWS if takes_tiny else 1
         self._most_side = min(_TINY_SIDE, options.max_side or _TINY_SIDE) if takes_tiny else 0
@@ -223,7 +223,7 @@ class SampleTransform:
         """Flip, colour and normalise n rows."""
         if self._flip_column is not None:
             _mirror(resized, np.flatnonzero(draws[:, self._flip_column] < self._options.flip))
-        if self._colour is not None:
-            self._colour(resized, draws, out, scratch)
+        if self._finisher is not None:
+            self._finisher(resized, draws, out, scratch)
         elif self._normaliser is not None:
             self._normaliser(resized, out, scratch)
