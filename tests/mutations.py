@@ -2066,6 +2066,13 @@ MUTATIONS = [
         "test_finish.py::test_a_run_goes_on_wherever_colours_are_made",
     ),
     Mutation(
+        "keep a closed loader's slots until the garbage collector comes by",
+        "loader/slots.py",
+        "        self._given_memory = memory\n",
+        "        self._given_memory = memory or (lambda _: self._private_memory())\n",
+        "test_slots.py::test_slots_go_with_their_ring_and_wait_for_no_garbage_collector",
+    ),
+    Mutation(
         "write URLs with their queries into an index",
         "sources/tar_index.py",
         "return shard if remote is None else",

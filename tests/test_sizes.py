@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from runs import assert_same_run, command, rows, run, short_run, summary
 from torch import Tensor, nn
-from watching import workers_begun, workers_of
+from watching import own_pss_bytes, workers_begun, workers_of
 
 from pipeline import build_batches
 from pipeline._compat import HYDRA_DEFAULTS
@@ -32,7 +32,9 @@ from pipeline.config import (
     ConfigError,
     FolderData,
     Loader,
+    PipelineConfig,
     Prefetch,
+    PrefetchDevice,
     Schedule,
     SyntheticData,
     TrainConfig,
@@ -369,3 +371,24 @@ def test_the_doctor_plans_for_the_largest_size(images: Path) -> None:
     plan = plan_run(config(images))
     assert plan.transform(training=True).row_shape == (24, 24, 3)
     assert plan.transform(training=False).row_shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("prefetch", ["none", "cpu"])
+def test_memory_stays_over_ten_epochs_of_changing_sizes(prefetch: str, images: Path) -> None:
+    sizes = [160, 96]
+    cfg = PipelineConfig(
+        data=FolderData(root=str(images)),
+        transforms=Transforms(size=sizes[1]),
+        loader=Loader(batch_size=32, num_workers=2, drop_last=False),
+        prefetch=Prefetch(device=PrefetchDevice(prefetch)),
+    )
+    slot_bytes = 32 * 160 * 160 * 3 * 4
+    used: list[int] = []
+    with build_pipeline(cfg) as pipeline:
+        for number in range(12):
+            pipeline.change_size(sizes[number % 2])
+            for batch in pipeline:
+                assert batch.images.shape[-1] == sizes[number % 2]
+            del batch
+            used.append(own_pss_bytes(os.getpid()))
+    assert max(used[-2:]) < max(used[2:4]) + slot_bytes, [count >> 20 for count in used]

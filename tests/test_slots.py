@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -87,3 +88,15 @@ def test_a_batch_unpacks_moves_and_survives_pickling() -> None:
 def test_pinning_without_cuda_changes_nothing() -> None:
     batch = Batch(torch.ones(1, 3, 2, 2), torch.tensor([1]), ids=torch.tensor([1]))
     assert batch.pin_memory() is batch or torch.cuda.is_available()
+
+
+def test_slots_go_with_their_ring_and_wait_for_no_garbage_collector() -> None:
+    gc.disable()
+    try:
+        ring = SlotRing((4, 4, 3), np.uint8, 8, in_flight=2)
+        ring.give_back(ring.take())
+        gone = weakref.ref(ring)
+        del ring
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -97,6 +97,27 @@ def test_memory_of_the_device_is_that_of_the_batches_in_flight_however_many_epoc
         assert len(device.pinned) <= max_slots(in_flight=2)
 
 
+@SCHEDULES
+def test_memory_of_the_device_stays_over_ten_epochs_of_changing_shapes(early: dict[str, bool]) -> None:
+    device = LateDevice(**early)
+    shapes = [(size % 3 + 2, 3, size, size) for size in (8, 12, 9, 16, 8, 11)]
+    epochs = [shapes, shapes[::-1], shapes[2:] + shapes[:2]]
+    num_blocks: list[int] = []
+    for number in range(10):
+        loader = [(torch.full(shape, float(number)), torch.arange(shape[0])) for shape in epochs[number % 3]]
+        with PrefetchLoader(loader, "cpu", num_batches=2, streams=device) as batches:
+            for images, _labels in batches:
+                device.read(images, [])
+                device.synchronize()
+                del images, _labels
+        gc.collect()
+        num_blocks.append(device.num_blocks)
+        assert device.num_free == device.num_blocks, f"a batch of epoch {number} is still referenced"
+    # Of each size as many as are in flight at once, at most; how many were depends on the threads' turns.
+    assert num_blocks[-1] <= len({(*shape,) for shape in shapes}) * 2 * (2 + 1 + 1)
+    assert num_blocks[-1] - num_blocks[4] <= len(shapes)
+
+
 def test_a_slot_is_held_until_its_copy_has_happened_and_no_longer() -> None:
     device = LateDevice(eager_copies=False, eager_kernels=False)
     with (

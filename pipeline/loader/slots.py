@@ -64,7 +64,8 @@ class SlotRing:
         self._row_shape = row_shape
         self._dtype = np.dtype(dtype)
         self._slot_bytes = slot_bytes(row_shape, dtype, rows)
-        self._make_memory = memory or self._private_memory
+        # None and not a method of this ring: a cycle would keep all slots until the garbage collector comes by.
+        self._given_memory = memory
         self._pin = pin
         self._max_lent = in_flight + 2
         self._memory: list[NDArray[np.uint8]] = []
@@ -87,7 +88,7 @@ class SlotRing:
             slot = self._free.get_nowait()
         except Empty:
             slot = len(self._memory)
-            memory = self._make_memory(slot)
+            memory = self._private_memory() if self._given_memory is None else self._given_memory(slot)
             unpin = None if self._pin is None else self._pin(memory)
             if unpin is not None:
                 weakref.finalize(_owner(memory), unpin).atexit = False
@@ -95,7 +96,7 @@ class SlotRing:
         self._filling += 1
         return slot
 
-    def _private_memory(self, _: int) -> NDArray[np.uint8]:
+    def _private_memory(self) -> NDArray[np.uint8]:
         # Whole pages: one that two slots share cannot be locked for both.
         num_bytes = -(-self._slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         memory = np.empty(num_bytes + mmap.PAGESIZE, np.uint8)
