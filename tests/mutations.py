@@ -2073,6 +2073,13 @@ MUTATIONS = [
         "test_slots.py::test_slots_go_with_their_ring_and_wait_for_no_garbage_collector",
     ),
     Mutation(
+        "let all seeds decide how many are needed",
+        "equivalence/tost.py",
+        "statistics.stdev(differences[:num_first])",
+        "statistics.stdev(differences)",
+        "test_equivalence.py::test_later_seeds_do_not_change_how_many_are_needed",
+    ),
+    Mutation(
         "write URLs with their queries into an index",
         "sources/tar_index.py",
         "return shard if remote is None else",

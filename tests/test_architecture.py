@@ -60,6 +60,7 @@ FLOW = [
     "bench",
     "cli",
     "doctor",
+    "equivalence",
 ]
 """Data flows down this list: a room imports only rooms above it."""
 

@@ -1,0 +1,1 @@
+"""Whether two settings train to the same accuracy: `python -m pipeline.equivalence`."""
