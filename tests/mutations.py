@@ -2080,6 +2080,13 @@ MUTATIONS = [
         "test_equivalence.py::test_later_seeds_do_not_change_how_many_are_needed",
     ),
     Mutation(
+        "do the policy's operations without their signs",
+        "transforms/policy.py",
+        "return name, math.copysign(magnitude, sign - 0.5) if name in _SIGNED else magnitude",
+        "return name, magnitude",
+        "test_policy.py::test_every_operation_is_torchvisions_on_pil_to_the_bit",
+    ),
+    Mutation(
         "write URLs with their queries into an index",
         "sources/tar_index.py",
         "return shard if remote is None else",

@@ -29,7 +29,7 @@ from pipeline.config.report import Report
 from pipeline.config.root import BenchConfig, PipelineConfig, TrainConfig
 from pipeline.config.run import Debug, Device, Run
 from pipeline.config.training import Amp, Dist, Logger, Optim, OptimName, Schedule, ScheduleName
-from pipeline.config.transforms import Augment, Decode, Place, Resize, Transforms
+from pipeline.config.transforms import Augment, Decode, Place, Policy, Resize, Transforms
 
 __all__ = [
     "Amp",
@@ -63,6 +63,7 @@ __all__ = [
     "ParquetData",
     "PipelineConfig",
     "Place",
+    "Policy",
     "Prefetch",
     "PrefetchDevice",
     "Preload",

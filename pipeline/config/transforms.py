@@ -47,6 +47,14 @@ _NAMED: dict[Augment, dict[str, Any]] = {
 }
 
 
+class Policy(StrEnum):
+    """TrivialAugment's one operation an image in its wide space (trivial), RandAugment's two (rand), or none."""
+
+    none = "none"
+    trivial = "trivial"
+    rand = "rand"
+
+
 class Place(StrEnum):
     """Colour, blur and erasing on the device, in the workers, or auto: on a device that is not the CPU."""
 
@@ -82,6 +90,8 @@ class Transforms:
     """Least and greatest width / height of the random crop."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
+    policy: Policy = Policy.none
+    """Operations drawn for each image, after crop and flip."""
     brightness: float = 0.0
     """Colour jitter as torchvision's ColorJitter defines it, drawn from [1 - value, 1 + value]; 0 is off."""
     contrast: float = 0.0
@@ -131,6 +141,7 @@ class Transforms:
         self.scale = _interval("transforms.scale", self.scale, high=1.0)
         self.ratio = _interval("transforms.ratio", self.ratio, high=100.0)
         self.flip = real("transforms.flip", self.flip, low=0, high=1, cure="0 never flips")
+        self.policy = choice("transforms.policy", self.policy, Policy)
         for name in ("brightness", "contrast", "saturation"):
             setattr(self, name, real(f"transforms.{name}", getattr(self, name), low=0, cure="0 is off"))
         self.hue = real("transforms.hue", self.hue, low=0, high=0.5, cure="0 is off")

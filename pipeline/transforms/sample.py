@@ -26,6 +26,7 @@ from pipeline.transforms.geometry import (
     scaled_down,
 )
 from pipeline.transforms.normalise import Normaliser
+from pipeline.transforms.policy import DrawnPolicy
 from pipeline.transforms.resize import resize_crops_fast, resize_exact, resize_fast
 
 # Images and rows up to this side are made many at a time: a call by itself takes as long as their pixels do. So many
@@ -67,11 +68,16 @@ def flip_column(options: Transforms) -> int | None:
     return RANDOM_CROP_DRAWS if options.augment != "none" and options.flip > 0 else None
 
 
+def policy_of(options: Transforms) -> DrawnPolicy:
+    """The policy of `options`, whose draws come after the crop's and the flip's."""
+    return DrawnPolicy(options, first_column=RANDOM_CROP_DRAWS + (flip_column(options) is not None))
+
+
 def finish_column(options: Transforms) -> int:
-    """The first column of draws that `Finish` uses: after the crop's and the flip's."""
+    """The first column of draws that `Finish` uses: after the crop's, the flip's and the policy's."""
     if options.augment == "none":
         return 0
-    return RANDOM_CROP_DRAWS + (flip_column(options) is not None)
+    return RANDOM_CROP_DRAWS + (flip_column(options) is not None) + policy_of(options).num_draws
 
 
 class _Plan(NamedTuple):
@@ -98,8 +104,8 @@ class SampleTransform:
 
     With `normalise` a row is float32, coloured and normalised, of `memory_format`; without it a row is uint8
     (size, size, 3), cropped and flipped, and `device.BatchTransform` does the rest from the same draws.
-    Columns of `draws`: the crop's 22, the flip's 1, then one for each colour operation that is on, the blur's 2, the
-    erasing's 5; no column is there for what is off, and none at all when `augment` is none.
+    Columns of `draws`: the crop's 22, the flip's 1, the policy's 3 or 4, then one for each colour operation that is on,
+    the blur's 2, the erasing's 5; no column is there for what is off, and none at all when `augment` is none.
     """
 
     def __init__(self, options: Transforms, *, normalise: bool, memory_format: str = "channels_last") -> None:
@@ -111,6 +117,7 @@ class SampleTransform:
         self._scaled = options.decode == "scaled"
         self._rendering = rendering_of(options)
         self._flip_column = flip_column(options)
+        self._policy = policy_of(options)
         finish = Finish(options, first_column=finish_column(options))
         self.num_draws = finish_column(options) + finish.num_draws
         size = options.size
@@ -220,9 +227,12 @@ class SampleTransform:
     def _finish(
         self, resized: NDArray[np.uint8], draws: NDArray[np.float64], out: NDArray[Any], scratch: Scratch
     ) -> None:
-        """Flip, colour and normalise n rows."""
+        """Flip n rows, do what the policy draws, colour and normalise."""
         if self._flip_column is not None:
             _mirror(resized, np.flatnonzero(draws[:, self._flip_column] < self._options.flip))
+        if self._policy.num_draws:
+            for pixels, own in zip(resized, draws, strict=True):
+                self._policy(pixels, own)
         if self._finisher is not None:
             self._finisher(resized, draws, out, scratch)
         elif self._normaliser is not None:
