@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,9 @@ def test_streams_are_made_and_waited_on_in_one_file() -> None:
 def test_no_room_is_called_utils() -> None:
     names = {part.removesuffix(".py") for path in FILES for part in path.relative_to(PACKAGE).parts}
     assert not names & {"utils", "util", "common", "helpers", "core", "base", "misc"}
+
+
+def test_every_package_is_installed() -> None:
+    configured = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("__init__.py")}
+    assert found <= set(configured)

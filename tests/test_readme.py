@@ -33,6 +33,10 @@ RUN = {
     "python train.py -m loader.num_workers=0,2,4": [*FAST, *FOLDER],
     "python train.py data=medium --cfg job": [],
     "python -m pipeline.doctor data=medium": [],
+    "python -m pipeline.equivalence transforms.resize=exact,fast": [
+        *(*SMALL, *FOLDER, "schedule.epochs=1", "schedule.warmup_epochs=0.5"),
+        *("--first", "2", "--most", "2", "--margin", "1000"),  # shown, however they differ: the exit code is 0
+    ],
     "python train.py run.name=first": ["schedule.epochs=1", "schedule.warmup_epochs=0.5", *SMALL, *FOLDER],
     "python train.py run.name=first resume=auto": ["schedule.epochs=1", "schedule.warmup_epochs=0.5", *SMALL, *FOLDER],
     "python train.py dist.nproc=2": [*FAST, *FOLDER],
