@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup train test check soak coverage bench peers clean
+.PHONY: help setup native train test check soak coverage bench peers clean
 
 help:
 	@echo "make train     set up, generate the small synthetic data, train, evaluate"
+	@echo "make native    build the optional native kernel in place"
 	@echo "make test      set up, then format check, lint, types and the whole test suite"
 	@echo "make soak      the long versions of the fault and fuzz tests"
 	@echo "make coverage  the test suite with a coverage report"
@@ -17,13 +18,17 @@ help:
 
 setup: $(READY)
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Headrace needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
 	  || { echo "no venv module: install python3-venv, or set PYTHON=..."; exit 1; }
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
+
+# Also built by `setup` where a compiler and libjpeg-turbo's headers are (Debian: libjpeg62-turbo-dev).
+native: setup
+	$(BIN)/python setup.py --quiet build_ext --inplace
 
 train: setup
 	$(BIN)/python train.py

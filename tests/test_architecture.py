@@ -23,6 +23,7 @@ LEAVES = {
     "machine",
     "main_script",
     "named",
+    "native",
     "pickling",
     "shared",
     "stats",

@@ -25,7 +25,7 @@ from pipeline.doctor.data import check_sending
 from pipeline.doctor.finding import WIDTH, Finding, Level, error, guarded, ok, summary, warning
 from pipeline.doctor.gpu import transfer_bytes_per_s
 from pipeline.doctor.machine import check_cores, check_open_files, files_needed
-from pipeline.doctor.packages import check_cv2, simd_finding
+from pipeline.doctor.packages import check_cv2, kernel_finding, simd_finding
 from pipeline.doctor.plan import RunPlan, plan_run
 from pipeline.doctor.samples import check_samples, disk_finding
 from pipeline.doctor.storage import Reading, ReadPass, files_of, read_cold_and_warm, read_pass
@@ -506,3 +506,8 @@ def test_a_plan_spreads_a_run_over_threads_as_the_build_does(trial_folder: Path)
     assert plan.num_loading == 6
     assert planned(trial_folder, "loader.num_workers=0").num_loading == 1
     assert planned(trial_folder, "dist.nproc=2", "loader.num_workers=3", "run.device=cpu").num_loading == 6
+
+
+def test_a_kernel_that_is_not_built_is_said_with_what_builds_it() -> None:
+    assert "make native" in kernel_finding(None).detail
+    assert kernel_finding(os).detail.startswith("built:")

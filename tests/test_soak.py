@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from contracts import digest
+from damage import mutated
 from fakes import jpeg_bytes, make_loader, photo
 from samples import Painted
 from watching import SOAK, TESTS, run_script
@@ -21,18 +22,6 @@ pytestmark = pytest.mark.soak
 
 def length(full: int, *, short: int) -> int:
     return full if SOAK else short
-
-
-def mutated(data: bytes, other: bytes, random: np.random.Generator) -> bytes:
-    """`data` with bytes flipped, cut off, or spliced with another file."""
-    kind = random.integers(3)
-    place = int(random.integers(2, len(data)))
-    if kind == 0:
-        changed = bytearray(data)
-        for index in random.integers(2, len(data), random.integers(1, 9)).tolist():
-            changed[index] = int(random.integers(256))
-        return bytes(changed)
-    return data[:place] if kind == 1 else data[:place] + other[int(random.integers(len(other))) :]
 
 
 def test_a_mutated_jpeg_is_an_image_or_a_named_error() -> None:

@@ -24,11 +24,12 @@ class Decode(StrEnum):
 
 
 class Resize(StrEnum):
-    """Pillow's antialiased result (exact), one within a level of it in less time (fast), or auto."""
+    """Pillow's antialiased result (exact), within a level of it in less time (fast; fused: natively), or auto."""
 
     auto = "auto"
     exact = "exact"
     fast = "fast"
+    fused = "fused"
 
 
 class Icc(StrEnum):
@@ -77,7 +78,7 @@ class Transforms:
     decode: Decode = Decode.full
     """How many pixels are decoded."""
     resize: Resize = Resize.auto
-    """How images are resized; auto: fast when augmenting, exact when not."""
+    """How images are resized; auto: fast when augmenting, exact when not. fused needs the native kernel."""
     max_side: int | None = None
     """Longest side, in pixels, that an image is reduced to before anything else; null: as it is."""
     background: list[int] = field(default_factory=lambda: [255, 255, 255])
@@ -181,7 +182,7 @@ class Transforms:
         return replace(self, augment=Augment.none, decode=Decode.full, resize=Resize.exact, crops_per_image=1)
 
     def resolved(self) -> Self:
-        """A copy in which `resize` is exact or fast."""
+        """A copy in which `resize` is not auto."""
         if self.resize is not Resize.auto:
             return replace(self)
         return replace(self, resize=Resize.exact if self.augment is Augment.none else Resize.fast)

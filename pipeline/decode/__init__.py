@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.decode.general import Rendering, convert_profile, decode_generally
 from pipeline.decode.header import MAX_PIXELS, BadImageError, ImageInfo, inspect
-from pipeline.decode.jpeg import decode_jpeg
+from pipeline.decode.jpeg import decode_jpeg, decode_part
 from pipeline.decode.scratch import Scratch, ThreadScratch
 from pipeline.orientation import swaps_sides, upright
 from pipeline.stats import StageClock
@@ -40,14 +40,21 @@ _USUAL = Rendering()
 
 
 def decode(
-    data: bytes, info: ImageInfo, scratch: Scratch, *, denominator: int = 1, rendering: Rendering = _USUAL
+    data: bytes,
+    info: ImageInfo,
+    scratch: Scratch,
+    *,
+    denominator: int = 1,
+    rendering: Rendering = _USUAL,
+    part: tuple[int, int, int, int] | None = None,
 ) -> NDArray[np.uint8]:
     """Decode `data`, whose header gave `info`, at 1/`denominator` (1, 2, 4 or 8) of its height and width.
 
     Returns uint8 RGB of (ceil(height / denominator), ceil(width / denominator), 3): usually a view of `scratch`,
     valid until the next decode with it. Each pixel covers a square of `denominator` pixels a side; `info.corner` says
     where the first one begins. Formats without scaled decoding are decoded whole and averaged.
-    `rendering` says what becomes of transparency and colour profiles.
+    `rendering` says what becomes of transparency and colour profiles. With `part`, (top, left, height, width) of the
+    result, its other pixels may be anything: a native kernel does not make them.
 
     Raises:
         BadImageError: the image is truncated or damaged; the message says how.
@@ -64,6 +71,9 @@ def decode(
         return general
     stored = (width, height, 3) if swaps_sides(info.orientation) else (height, width, 3)
     buffer = scratch.pixels("decoded", stored)
+    is_plain = info.orientation == 1 and not rendering.converts_profiles
+    if part is not None and is_plain and decode_part(data, buffer, denominator, part):
+        return buffer
     pixels = decode_jpeg(data, buffer, denominator)
     if pixels.shape != stored or not np.may_share_memory(pixels, buffer):
         raise RuntimeError(f"the JPEG decoder gave {pixels.shape} at 1/{denominator}, expected {stored} in place")

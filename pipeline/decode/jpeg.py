@@ -11,6 +11,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from pipeline.decode.header import BadImageError
+from pipeline.native import kernel
 from pipeline.orientation import START_OF_SCAN
 
 # The one libjpeg warning that leaves the image whole. Any number of places in the header may have such bytes, and one
@@ -52,6 +53,15 @@ def decode_jpeg(data: bytes, buffer: NDArray[np.uint8], denominator: int) -> NDA
                 fault = error if candidate is mended else fault
     truncated = "Premature end of JPEG file" in str(fault)
     raise BadImageError(f"{'truncated' if truncated else 'damaged'} JPEG: {fault}") from fault
+
+
+def decode_part(data: bytes, frame: NDArray[np.uint8], denominator: int, part: tuple[int, int, int, int]) -> bool:
+    """Decode `part` of a plain JPEG, (top, left, height, width), into its place in `frame`.
+
+    Around it the frame may hold anything then. The pixels are those of `decode_jpeg`, to the bit. Returns False where
+    there is no native kernel, and where libjpeg has anything to say about the file: `decode_jpeg` is to decide then.
+    """
+    return kernel is not None and bool(kernel.decode_region(data, denominator, *part, frame))
 
 
 def _without_stray_bytes_in_header(jpeg: bytes) -> tuple[bytes, int]:

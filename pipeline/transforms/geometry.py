@@ -136,6 +136,13 @@ def scaled_down(box: Box, denominator: int, corner: tuple[float, float]) -> Box:
 
 def cut(image: NDArray[np.uint8], box: Box) -> tuple[NDArray[np.uint8], Box]:
     """The pixels of `image` that `box` touches, as a view, and where `box` lies in that view."""
+    top, left, height, width = touched(box, *image.shape[:2])
+    view = image[top : top + height, left : left + width]
+    return view, Box(box.top - top, box.left - left, box.height, box.width)
+
+
+def touched(box: Box, height: int, width: int) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the whole pixels of an image of `height` x `width` that `box` touches."""
     top, left = math.floor(box.top), math.floor(box.left)
     bottom, right = math.ceil(box.top + box.height), math.ceil(box.left + box.width)
-    return image[top:bottom, left:right], Box(box.top - top, box.left - left, box.height, box.width)
+    return top, left, min(bottom, height) - top, min(right, width) - left

@@ -1,8 +1,8 @@
 """Resizing: Pillow's antialiased result, or one within a level of it at a fraction of the time.
 
-`resize_exact` is Pillow's BILINEAR, a triangle filter as wide as the shrink factor f. `resize_fast` builds the same
-amount of smoothing from passes that OpenCV vectorises: 2 x 2 averages while f is large, a Gaussian for what is missing,
-and bilinear sampling. What they differ by is measured in docs/pixels.md.
+`resize_exact` is Pillow's BILINEAR, a triangle filter as wide as the shrink factor f, and `resize_fused` the same in
+native code. `resize_fast` builds the same amount of smoothing from passes that OpenCV vectorises: 2 x 2 averages while
+f is large, a Gaussian for what is missing, and bilinear sampling. What they differ by is measured in docs/pixels.md.
 
 Importing this module calls `cv2.setNumThreads(0)`: parallelism is the loader's, one image a thread.
 """
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.decode import Scratch
+from pipeline.native import kernel
 from pipeline.transforms.geometry import Box
 
 cv2.setNumThreads(0)
@@ -63,6 +64,16 @@ def resize_fast(image: NDArray[np.uint8], box: Box, out: NDArray[np.uint8], scra
     pitch_y, pitch_x = box.height / height, box.width / width
     image = _smoothed(image, _missing_variance(pitch_y, halvings), _missing_variance(pitch_x, halvings), scratch)
     _sample(image, box, pitch_y, pitch_x, out)
+
+
+def resize_fused(image: NDArray[np.uint8], box: Box, out: NDArray[np.uint8]) -> None:
+    """Resize `box` of `image` (H, W, 3) into `out` (h, w, 3) by the native kernel, with `resize_exact`'s filter.
+
+    Its weights have 14 bits and each row is rounded to levels before columns are blended; `image` may be a view whose
+    rows are contiguous. There has to be a kernel.
+    """
+    assert kernel is not None, "who asks for it has looked"
+    kernel.resize(image, *box, False, out, None, False)
 
 
 def resize_crops_fast(

@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import Transforms
+from pipeline.config import ConfigError, Transforms
 from pipeline.decode import ImageInfo, Rendering, Scratch, count_decoded, decode, inspect
+from pipeline.native import kernel
 from pipeline.stats import StageClock
 from pipeline.transforms.finish import Finish, WorkerFinish
 from pipeline.transforms.geometry import (
@@ -24,10 +25,11 @@ from pipeline.transforms.geometry import (
     random_resized_crop,
     random_resized_crops,
     scaled_down,
+    touched,
 )
 from pipeline.transforms.normalise import Normaliser
 from pipeline.transforms.policy import DrawnPolicy
-from pipeline.transforms.resize import resize_crops_fast, resize_exact, resize_fast
+from pipeline.transforms.resize import resize_crops_fast, resize_exact, resize_fast, resize_fused
 
 # Images and rows up to this side are made many at a time: a call by itself takes as long as their pixels do. So many
 # at a time, for what they are made in stays in the processor's cache then, and more would save nothing more.
@@ -113,7 +115,12 @@ class SampleTransform:
             raise ValueError(f"memory_format must be channels_last or contiguous, got {memory_format!r}")
         self._options = options = options.resolved()
         self._augment = options.augment != "none"
-        self._fast = options.resize == "fast"
+        self._fast, self._fused = options.resize == "fast", options.resize == "fused"
+        if self._fused and kernel is None:
+            raise ConfigError(
+                "transforms.resize=fused needs the native kernel, which is not built here (make native says why); "
+                "use fast or auto"
+            )
         self._scaled = options.decode == "scaled"
         self._rendering = rendering_of(options)
         self._flip_column = flip_column(options)
@@ -154,7 +161,14 @@ class SampleTransform:
         else:
             info = inspect(sample)
             plan = self._plan(info, draws, scaled=self._scaled)
-            pixels = decode(sample, info, scratch, denominator=plan.denominator, rendering=self._rendering)
+            pixels = decode(
+                sample,
+                info,
+                scratch,
+                denominator=plan.denominator,
+                rendering=self._rendering,
+                part=self._part(plan, info),
+            )
             decoded = perf_counter()
             if clock is not None:
                 count_decoded(clock, info, decoded - started)
@@ -208,6 +222,12 @@ class SampleTransform:
         denominator = denominator_for(box, options.size, options.size) if scaled else 1
         return _Plan(denominator, whole, None, scaled_down(box, denominator, info.corner(denominator)))
 
+    def _part(self, plan: _Plan, info: ImageInfo) -> tuple[int, int, int, int] | None:
+        """The part of the decoded image that will be looked at; None for all of it."""
+        if plan.reduced is not None or not self._augment:
+            return None
+        return touched(plan.box, -(-info.height // plan.denominator), -(-info.width // plan.denominator))
+
     def _room(self, out: NDArray[Any], scratch: Scratch) -> NDArray[np.uint8]:
         """Where the resized pixels of rows `out` go: there, where nothing is left to do to them but to flip them."""
         return out if self._normaliser is None else scratch.pixels("resized", (len(out), *self._resized_shape))
@@ -219,7 +239,9 @@ class SampleTransform:
             pixels = _reduced(pixels, plan.whole, plan.reduced)
         # A training crop ends at its edge, as if cut out first; evaluation resizes first and sees around its crop.
         view, box = cut(pixels, plan.box) if self._augment else (pixels, plan.box)
-        if self._fast:
+        if self._fused:
+            resize_fused(view, box, resized)
+        elif self._fast:
             resize_fast(view, box, resized, scratch)
         else:
             resize_exact(view, box, resized)

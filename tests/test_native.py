@@ -1,0 +1,263 @@
+"""The native kernel: a part of a JPEG has the pixels of the whole, resizing keeps its bound, faults are seen."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from damage import mutated
+from fakes import photo
+from numpy.typing import NDArray
+from PIL import Image
+from watching import SOAK
+
+from pipeline import native
+from pipeline.config import ConfigError, Transforms
+from pipeline.decode import BadImageError, Scratch, decode, inspect, jpeg
+from pipeline.transforms import SampleTransform, sample
+from pipeline.transforms.geometry import Box, random_resized_crop
+from pipeline.transforms.resize import resize_exact, resize_fused
+
+kernel: Any = native.kernel
+pytestmark = pytest.mark.skipif(kernel is None, reason="the native kernel is not built (make native)")
+
+KINDS: dict[str, dict[str, Any]] = {
+    "4:2:0": {"quality": 90},
+    "4:2:2": {"quality": 75, "subsampling": 1},
+    "4:4:4": {"quality": 95, "subsampling": 0},
+    "progressive": {"quality": 85, "progressive": True},
+    "optimised": {"quality": 92, "optimize": True},
+    "restarts": {"quality": 85, "restart_marker_blocks": 2},
+    "stored as RGB": {"quality": 85, "keep_rgb": True},
+    "coarse": {"quality": 8},
+    "fine": {"quality": 100},
+}
+
+
+def encoded(pixels: NDArray[np.uint8], mode: str = "RGB", **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def parts_of(height: int, width: int, num: int, seed: int) -> list[tuple[int, int, int, int]]:
+    choose = np.random.default_rng(seed)
+    tops, lefts = choose.integers(0, height, num), choose.integers(0, width, num)
+    sizes = [
+        (int(choose.integers(1, height - top + 1)), int(choose.integers(1, width - left + 1)))
+        for top, left in zip(tops, lefts, strict=True)
+    ]
+    corners = [(0, 0, height, width), (height - 1, width - 1, 1, 1), (0, 0, 1, 1)]
+    return corners + [(int(top), int(left), *size) for top, left, size in zip(tops, lefts, sizes, strict=True)]
+
+
+@pytest.mark.parametrize("denominator", [1, 2, 4, 8])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_part_has_the_pixels_of_the_whole_to_the_bit(kind: str, mode: str, denominator: int) -> None:
+    for seed, (height, width) in enumerate([(93, 125), (64, 64), (17, 200), (1, 40), (33, 1)]):
+        data = encoded(photo(seed, height, width), mode, **KINDS[kind])
+        whole = decode(data, inspect(data), Scratch(), denominator=denominator)
+        for part in parts_of(*whole.shape[:2], 12, seed):
+            frame = np.full_like(whole, 99)
+            assert kernel.decode_region(data, denominator, *part, frame)
+            top, left, rows, columns = part
+            inside = np.s_[top : top + rows, left : left + columns]
+            assert np.array_equal(frame[inside], whole[inside]), part
+
+
+def crops(data: bytes, *, native_too: bool, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[bytes]:
+    """Rows of some crops, or the words of the error."""
+    with monkeypatch.context() as patch:
+        if not native_too:
+            patch.setattr(jpeg, "kernel", None)
+        transform = SampleTransform(Transforms(size=32, **options), normalise=False)
+        made = []
+        for draws in np.random.default_rng(0).random((4, transform.num_draws)):
+            row = np.empty(transform.row_shape, np.uint8)
+            try:
+                transform(data, draws, row, Scratch())
+            except BadImageError as error:
+                made.append(str(error).encode())
+            else:
+                made.append(row.tobytes())
+        return made
+
+
+@pytest.mark.parametrize("options", [{}, {"decode": "scaled"}, {"max_side": 100}, {"resize": "exact"}], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_crops_are_the_same_with_and_without_it(
+    kind: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for orientation in (1, 6):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encoded(photo(3, 301, 402), exif=exif, **KINDS[kind])
+        both = [crops(data, native_too=each, monkeypatch=monkeypatch, **options) for each in (True, False)]
+        assert both[0] == both[1]
+
+
+@pytest.mark.soak
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
+def test_mutated_files_are_the_same_images_and_errors_with_and_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(11)
+    wholes = [encoded(photo(seed, 90, 120), **options) for seed, options in enumerate(KINDS.values())]
+    wholes += [encoded(photo(9, 64, 80), "L", quality=80), encoded(photo(10, 300, 40), quality=70)]
+    num_errors, num = 0, 10_000 if SOAK else 500
+    for number in range(num):
+        other = wholes[int(random.integers(len(wholes)))]
+        data = mutated(wholes[number % len(wholes)], other, random)
+        both = [crops(data, native_too=each, monkeypatch=monkeypatch) for each in (True, False)]
+        assert both[0] == both[1], f"file {number}"
+        num_errors += both[0][0].startswith((b"damaged", b"truncated"))
+    assert num / 5 < num_errors < num * 0.9
+
+
+def test_a_file_is_bad_whichever_part_of_it_is_looked_at() -> None:
+    data = encoded(photo(1, 400, 400), quality=90)
+    frame = np.empty((400, 400, 3), np.uint8)
+    for cut in (len(data) // 2, len(data) - 40, len(data) - 2):
+        for part in ((0, 0, 8, 8), (392, 392, 8, 8), (0, 0, 400, 400)):
+            assert not kernel.decode_region(data[:cut], 1, *part, frame)
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (90, 120), (1200, 900)])
+@pytest.mark.parametrize("size", [224, 64, 9])
+def test_fused_is_within_its_bound_of_antialiased(shape: tuple[int, int], size: int) -> None:
+    means = []
+    for seed in range(12):
+        pixels = photo(seed, *shape)
+        draws = np.random.default_rng(seed).random(22).tolist()
+        box = random_resized_crop(*shape, draws, scale=[0.08, 1.0], ratio=[3 / 4, 4 / 3])
+        top, left, height, width = map(int, box)
+        view = pixels[top : top + height, left : left + width]
+        made, expected = (np.empty((size, size, 3), np.uint8) for _ in range(2))
+        resize_fused(view, Box(0, 0, height, width), made)
+        resize_exact(view, Box(0, 0, height, width), expected)
+        difference = np.abs(made.astype(int) - expected)
+        means.append(difference.mean())
+        assert difference.max() <= 2
+    assert np.mean(means) <= 1
+    assert max(means) <= 2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (4, 33), (31, 2), (64, 67)])
+def test_every_processor_resizes_to_the_same_bytes(size: tuple[int, int]) -> None:
+    for seed, shape in enumerate([(1, 1), (2, 7), (40, 50), (300, 17)]):
+        pixels = photo(seed, *shape)
+        for is_mirrored in (False, True):
+            best, portable = (np.empty((*size, 3), np.uint8) for _ in range(2))
+            kernel.resize(pixels, 0.0, 0.0, *map(float, shape), is_mirrored, best, None, False)
+            kernel.resize(pixels, 0.0, 0.0, *map(float, shape), is_mirrored, portable, None, True)
+            assert np.array_equal(best, portable)
+            if is_mirrored:
+                kernel.resize(pixels[:, ::1], 0.0, 0.0, *map(float, shape), False, portable, None, False)
+                assert np.array_equal(best[:, ::-1], portable)
+
+
+def test_a_table_gives_its_floats_in_both_layouts() -> None:
+    table = np.random.default_rng(0).random((256, 3)).astype(np.float32)
+    pixels = photo(0, 60, 80)
+    levels, last = np.empty((24, 20, 3), np.uint8), np.empty((24, 20, 3), np.float32)
+    planes = np.empty((3, 24, 20), np.float32)
+    kernel.resize(pixels, 1.5, 2.0, 50.0, 70.0, False, levels, None, False)
+    kernel.resize(pixels, 1.5, 2.0, 50.0, 70.0, False, last, table, False)
+    kernel.resize(pixels, 1.5, 2.0, 50.0, 70.0, False, planes, table, False)
+    expected = np.stack([table[levels[..., channel], channel] for channel in range(3)], axis=-1)
+    assert np.array_equal(last, expected)
+    assert np.array_equal(planes, expected.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((1, 0, 0, 41, 50), "the region must lie in the frame"),
+        ((1, -1, 0, 4, 4), "the region must lie in the frame"),
+        ((1, 0, 0, 0, 4), "larger than nothing"),
+        ((3, 0, 0, 4, 4), "denominator must be 1, 2, 4 or 8"),
+    ],
+)
+def test_a_region_that_cannot_be_is_refused(arguments: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kernel.decode_region(encoded(photo(0, 40, 50)), *arguments, np.empty((40, 50, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        np.empty((40, 50), np.uint8),
+        np.empty((40, 50, 4), np.uint8),
+        np.empty((40, 50, 3), np.int8),
+        np.empty((40, 50, 3), np.float32),
+        np.empty((40, 100, 3), np.uint8)[:, ::2],
+        np.empty((0, 50, 3), np.uint8),
+        np.broadcast_to(np.uint8(0), (40, 50, 3)),
+        None,
+        b"",
+    ],
+    ids=lambda frame: f"{type(frame).__name__} {getattr(frame, 'shape', '')} {getattr(frame, 'dtype', '')}",
+)
+def test_memory_of_another_form_is_refused(frame: Any) -> None:
+    with pytest.raises((ValueError, TypeError, BufferError)):
+        kernel.decode_region(encoded(photo(0, 40, 50)), 1, 0, 0, 4, 4, frame)
+    with pytest.raises((ValueError, TypeError, BufferError)):
+        kernel.resize(photo(0, 40, 50), 0.0, 0.0, 4.0, 4.0, False, frame, None, False)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        (-1.0, 0.0, 4.0, 4.0),
+        (0.0, 0.0, 41.0, 4.0),
+        (0.0, 0.0, 0.0, 4.0),
+        (np.nan, 0.0, 4.0, 4.0),
+        (0.0, np.inf, 4.0, 4.0),
+    ],
+)
+def test_a_box_outside_of_the_image_is_refused(box: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="the box must lie in the image"):
+        kernel.resize(photo(0, 40, 50), *box, False, np.empty((4, 4, 3), np.uint8), None, False)
+
+
+def test_a_frame_of_another_size_than_the_image_is_left_to_the_other_decoder() -> None:
+    assert not kernel.decode_region(encoded(photo(0, 40, 50)), 1, 0, 0, 4, 4, np.empty((50, 40, 3), np.uint8))
+
+
+def test_it_lets_other_threads_run() -> None:
+    data = encoded(photo(0, 2000, 2000), quality=95)
+    frame, ticks, is_over = np.empty((2000, 2000, 3), np.uint8), [0], threading.Event()
+
+    def count() -> None:
+        while not is_over.is_set():
+            ticks[0] += 1
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    before = ticks[0]
+    for _ in range(3):
+        kernel.decode_region(data, 1, 0, 0, 2000, 2000, frame)
+    during = ticks[0] - before
+    is_over.set()
+    counter.join()
+    assert during > 100
+
+
+def test_fused_is_refused_where_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "kernel", None)
+    with pytest.raises(ConfigError, match=r"transforms\.resize=fused needs the native kernel.*use fast or auto"):
+        SampleTransform(Transforms(resize="fused"), normalise=True)  # type: ignore[arg-type]
+
+
+def test_the_package_works_where_it_was_not_built() -> None:
+    code = (
+        "import sys; sys.modules['pipeline.native._kernel'] = None\n"
+        "from pipeline import native; assert native.kernel is None\n"
+        "import pipeline.decode, pipeline.transforms.sample"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
