@@ -188,6 +188,7 @@ class Pipeline:
         totals |= self._loading.stats(
             self._loader.stats_counters,
             first_epoch_samples=self._first_epoch_samples,
+            epoch_samples=self.num_samples / self._loader.order.world_size,
             has_bound=not self.with_replacement,
         )
         return totals

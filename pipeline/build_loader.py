@@ -88,15 +88,23 @@ def build_executor(
     )
 
 
+class NoRoomError(ConfigError):
+    """Batches in flight do not fit into memory. `size_key` is the key that images have their size from."""
+
+    def __init__(self, needs: str, *, size_key: str = "transforms.size") -> None:
+        super().__init__(f"{needs}; lower loader.batch_size, loader.prefetch_factor or {size_key}")
+        self.needs = needs
+
+
 def check_memory(config: LoaderConfig, num_workers: int, transform: Transform) -> int:
-    """The bytes that slots will take. ConfigError if this machine, or its control group, has no room for them."""
+    """The bytes that slots will take. NoRoomError if this machine, or its control group, has no room for them."""
     in_flight = config.prefetch_factor if num_workers else SerialExecutor.in_flight
     a_slot = slot_bytes(transform.row_shape, transform.row_dtype, config.batch_size)
     needed, available = a_slot * max_slots(in_flight), available_bytes()
     if needed > available:
-        raise ConfigError(
+        raise NoRoomError(
             f"batches in flight need {needed:,} bytes ({max_slots(in_flight)} slots of {config.batch_size} "
             f"images of {prod(transform.row_shape) * transform.row_dtype.itemsize:,} bytes) and {available:,} are "
-            "available; lower loader.batch_size, loader.prefetch_factor or transforms.size"
+            "available"
         )
     return needed

@@ -35,11 +35,14 @@ class Loading:
     is_preloaded: bool = False
     """Whether it was filled before the first epoch."""
 
-    def stats(self, counts: Stats, *, first_epoch_samples: int | None, has_bound: bool) -> dict[str, float]:
+    def stats(
+        self, counts: Stats, *, first_epoch_samples: int | None, epoch_samples: float, has_bound: bool
+    ) -> dict[str, float]:
         """The store's numbers for people; none without a store.
 
-        The bound is of what was asked for after the first epoch, None while that lasts; it `has_bound` unless samples
-        are drawn with replacement.
+        The bound is of what was asked for not for the first time: in the first loop, of `first_epoch_samples` (None
+        while it lasts), nothing is, and in the next, where that was a part of an epoch's `epoch_samples`, as many. It
+        `has_bound` unless samples are drawn with replacement.
         """
         if self.store is None:
             return {}
@@ -53,7 +56,10 @@ class Loading:
         numbers["cache_capacity_pct"] = 100 * self._capacity(self.store, kept)
         numbers["cache_hit_pct"] = 100 * hits / max(1, asked)
         if has_bound:
-            num_cold = 0 if self.is_preloaded else asked if first_epoch_samples is None else first_epoch_samples
+            num_cold = 0.0
+            if not self.is_preloaded:
+                first = asked if first_epoch_samples is None else first_epoch_samples
+                num_cold = first + max(0.0, 1 - first / epoch_samples) * min(asked - first, epoch_samples)
             numbers["cache_bound_pct"] = 100 * bound(fraction, asked, num_cold=num_cold)
         return numbers
 

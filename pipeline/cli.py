@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,12 +24,13 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline._compat import HYDRA_MAIN, lazy_help_allowed
-from pipeline.config import BenchConfig, ConfigError, TrainConfig
-from pipeline.config.compose import to_config
+from pipeline.cli_lines import NO_ROOM, beaten_debug_keys, conf_dir, left_behind, left_by_kill, no_room, wrong_option
+from pipeline.config import BenchConfig, ConfigError, Debug, TrainConfig
+from pipeline.config.compose import check_flags, to_config
 from pipeline.config.messages import one_line
 from pipeline.launched import LostRankError, is_first_rank, is_launched
 from pipeline.quarantine import TooManyBadError
-from pipeline.training.resume import LAST, checkpoint_to_continue, command_to_continue, keep_earlier
+from pipeline.training.resume import LAST, checkpoint_to_continue, has_reported, keep_earlier
 from pipeline.training.stopping import RunError, Stopped
 from pipeline.training.sweep_table import print_sweep, record_failure
 
@@ -51,9 +53,11 @@ class Door(Callback):
         """Refuse a wrong configuration before Hydra writes into the run's directory."""
         try:
             cfg = to_config(config, cwd=config.hydra.runtime.cwd)
+            check_flags(config)
             _check_launcher(cfg)
             if not isinstance(cfg, BenchConfig):
                 _begin_or_continue(cfg, config.hydra)
+                _tell_beaten(cfg, config.hydra)
             elif cfg.sweep.resume is not None:
                 raise ConfigError(f"sweep.resume={cfg.sweep.resume} continues a sweep; add -m and what it sweeps over")
         except (ConfigError, OSError) as error:  # Hydra would turn an OSError into a warning, and overwrite the run
@@ -103,18 +107,16 @@ def hydra_main(program: str) -> Callable[[Task], Callable[[], None]]:
             except (HydraException, OmegaConfBaseException, ValueError) as error:
                 if started:
                     raise
-                _refuse(error)
+                _refuse(wrong_option(error) or error)
+            except OSError as error:
+                if started or _SHOW_ALL or error.errno not in NO_ROOM:
+                    raise
+                sys.stderr.write(no_room(error) + "\n")
+                sys.exit(1)
 
         return main
 
     return decorate
-
-
-def conf_dir() -> Path:
-    """Where the YAML groups are: in the package when installed, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
 
 
 def train() -> None:
@@ -142,17 +144,19 @@ def bench() -> None:
 
 
 def _run_task(task: Task, composed: DictConfig, program: str) -> float:
+    """The task's result. Exits with 1 after a run of debug=overfit whose answer is no."""
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     in_sweep = hydra_config.mode is RunMode.MULTIRUN
     try:
-        return task(to_config(composed, cwd=hydra_config.runtime.cwd), run_dir)
+        cfg = to_config(composed, cwd=hydra_config.runtime.cwd)
+        result = task(cfg, run_dir)
     except Stopped as stopped:
         if is_first_rank():
-            sys.stderr.write(f"{stopped}: {_left_behind(stopped, composed, run_dir)}\n")
+            sys.stderr.write(f"{stopped}: {left_behind(stopped, composed, run_dir)}\n")
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
-        sys.stderr.write(f"interrupted; what there is of the run is in {run_dir}\n")
+        sys.stderr.write(f"interrupted at once: {left_by_kill(composed, run_dir)}\n")
         sys.exit(130)
     except LostRankError as lost:
         if is_first_rank():
@@ -161,7 +165,8 @@ def _run_task(task: Task, composed: DictConfig, program: str) -> float:
         sys.exit(1)
     except Exception as error:
         if is_first_rank():
-            record_failure(run_dir, error, program=program)
+            with suppress(OSError):  # a full disk is often why the run failed: its own error is the one to see
+                record_failure(run_dir, error, program=program)
         _tell_launcher(error)
         wrong_config = isinstance(error, ConfigError)
         if in_sweep:
@@ -169,6 +174,9 @@ def _run_task(task: Task, composed: DictConfig, program: str) -> float:
             return math.nan  # Hydra 1.3 skips on_multirun_end, and so the table, if a job raises
         if wrong_config:
             _refuse(error)
+        if isinstance(error, OSError) and error.errno in NO_ROOM and not _SHOW_ALL:
+            sys.stderr.write(no_room(error) + "\n")
+            sys.exit(1)
         of_a_sample = [note for note in getattr(error, "__notes__", ()) if "sample id" in note]
         if isinstance(error, RunError | TooManyBadError) and not _SHOW_ALL:
             sys.stderr.write(f"{error}\n")
@@ -177,6 +185,17 @@ def _run_task(task: Task, composed: DictConfig, program: str) -> float:
             sys.stderr.write(f"{type(error).__name__}: {error}\n  {of_a_sample[0]}\n")
             sys.exit(1)
         raise
+    if cfg.debug is Debug.overfit and not in_sweep and has_reported(run_dir, did_overfit=False):
+        sys.exit(1)
+    return result
+
+
+def _tell_beaten(cfg: TrainConfig, hydra_config: DictConfig) -> None:
+    """Say which keys of a debug run the command line has set otherwise: it may be no debug run any more."""
+    if cfg.debug is not None and is_first_rank():
+        beaten = beaten_debug_keys(cfg.debug, list(hydra_config.overrides.task))
+        if beaten:
+            sys.stderr.write(f"debug={cfg.debug} has values of its own for what your command line sets: {beaten}\n")
 
 
 def _check_launcher(cfg: TrainConfig) -> None:
@@ -246,21 +265,6 @@ def _check_sweep_dir(config: DictConfig) -> None:
             raise ConfigError(f"{sweep_dir} holds a sweep already; change run.name, or use sweep.resume={sweep_dir}")
     except ConfigError as error:
         _refuse(error)
-
-
-def _left_behind(stopped: Stopped, composed: DictConfig, run_dir: Path) -> str:
-    if stopped.step is None:
-        return f"interrupted; what there is of the run is in {run_dir}"
-    if is_launched():
-        return f"saved {LAST} at step {stopped.step}; start the ranks again by the same command to continue"
-    hydra_config = HydraConfig.get()
-    in_sweep = hydra_config.mode is RunMode.MULTIRUN
-    # A sweep's job is continued on its own: by its directory, which its name does not lead to.
-    of_job = [word for word in hydra_config.overrides.task if not word.startswith("run.name=")]
-    arguments = [sys.argv[0], *of_job] if in_sweep else sys.argv
-    by_name = composed.run.name is not None and not in_sweep
-    command = command_to_continue(arguments, run_dir, by_name=by_name)
-    return f"saved {LAST} at step {stopped.step}; continue with: {command}"
 
 
 def _refuse(error: Exception) -> NoReturn:

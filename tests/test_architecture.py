@@ -60,6 +60,7 @@ FLOW = [
     "stalls",
     "training",
     "bench",
+    "cli_lines",
     "cli",
     "doctor",
     "equivalence",

@@ -220,7 +220,7 @@ def test_filling_a_store_before_the_first_epoch_counts_as_no_miss(tmp_path: Path
     with loading_of(source, Cache(), Preload(mode="ram")) as (loading, stats):  # type: ignore[arg-type]
         for id in range(4):
             loading.load(id)
-        numbers = loading.stats(stats, first_epoch_samples=None, has_bound=True)
+        numbers = loading.stats(stats, first_epoch_samples=None, epoch_samples=4, has_bound=True)
     assert (numbers["cache_hits"], numbers["cache_misses"], numbers["cache_bound_pct"]) == (4, 0, 100)
 
 

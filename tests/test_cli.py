@@ -38,12 +38,15 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
 
-    def run(*overrides: str, name: str = "train", error: Exception | None = None) -> Outcome:
+    def run(*overrides: str, name: str = "train", error: BaseException | None = None) -> Outcome:
         tasks: list[tuple[Any, Path]] = []
 
         @hydra_main(name)
         def main(cfg: Any, run_dir: Path) -> float:
             tasks.append((cfg, run_dir))
+            if isinstance(error, KeyboardInterrupt) and cfg.run.save_every_steps is not None:
+                (run_dir / "checkpoints").mkdir()
+                (run_dir / "checkpoints/last.pt").touch()
             if error is not None and cfg.loader.num_workers == 1:
                 raise error
             summary = {"status": "completed", "eval_top1": 0.5, "train_samples_per_sec": 1234.5, "data_wait_pct": 3}
@@ -73,8 +76,18 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     [
         ("data=huge", "data has no option 'huge'; choices: arrays, cifar10, cifar100, folder, large"),
         ("loader.num_worker=3", "loader.num_worker is not a key; did you mean num_workers?"),
-        ("loader.num_workers=-1", "loader.num_workers must be >= 0, got -1; use 0 for serial"),
-        ("loader=3", "Config group override must be a string or a list. Got int"),
+        (
+            "loader.num_workers=-1",
+            "loader.num_workers must be auto or a whole number >= 0, got -1; 0 is none",
+        ),
+        ("loader=3", "loader has no option '3'; choices: default, doubled"),
+        ("debug=true", "debug has no option 'true'; choices: fast, overfit"),
+        ("debug.fast=true", "debug has no keys below it; write debug=VALUE, "),
+        ("tune=3", "tune must be true or false, got 3"),
+        ("resume=true", "resume must be auto or a run's directory, got 'True'; resume=auto continues run.name"),
+        ("data.root=", "data.root is empty; give data.root=PATH, or leave it out"),
+        ("data=tar data.pattern=", "data.pattern is empty; give data.pattern=PATH"),
+        ("loader.num_workers=1.5", "loader.num_workers must be auto or a whole number, got 1.5"),
         ("+typo=1", "typo is not a key; choices: data"),
         ("data=folder data.root=no", "data.root is not a directory: "),
         ("-m loader.num_worker=0,1", "loader.num_worker is not a key; did you mean num_workers?"),
@@ -174,6 +187,15 @@ def test_a_task_that_raises_comes_through_and_is_recorded(program: Program, tmp_
     assert summary == {"status": "failed", "error": "RuntimeError: disk on fire"}
 
 
+def test_a_run_that_two_ctrl_c_end_at_once_goes_on_from_the_checkpoint_before(program: Program) -> None:
+    outcome = program("run.name=a", "loader.num_workers=1", "run.save_every_steps=2", error=KeyboardInterrupt())
+    told = "continue with: python train.py run.name=a loader.num_workers=1 run.save_every_steps=2 resume=auto"
+    assert outcome.err == f"interrupted at once: its last checkpoint is from before; {told}\n"
+    assert outcome.code == 130
+    outcome = program("run.name=b", "loader.num_workers=1", error=KeyboardInterrupt())
+    assert outcome.err.startswith("interrupted at once: what there is of the run is in ")
+
+
 def test_a_sweep_records_its_failing_job_runs_the_rest_and_ends_with_a_table(program: Program) -> None:
     outcome = program("-m", "loader.num_workers=0,1,2", "run.name=s", error=RuntimeError("disk on fire"))
     assert [cfg.loader.num_workers for cfg, _ in outcome.tasks] == [0, 1, 2]
@@ -198,7 +220,7 @@ def test_a_sweep_of_conf_runs_with_m_and_ends_with_code_0(program: Program) -> N
 def test_a_sweeps_wrong_job_is_one_row_of_its_table(program: Program) -> None:
     outcome = program("-m", "loader.num_workers=-1,2", "run.name=s")
     assert outcome.code == 1
-    assert "0: ConfigError: loader.num_workers must be >= 0, got -1; use 0 for serial" in outcome.out
+    assert "0: ConfigError: loader.num_workers must be auto or a whole number >= 0, got -1; 0 is none" in outcome.out
     assert len(outcome.tasks) == 1
 
 

@@ -209,8 +209,11 @@ def test_every_experiment_and_sweep_opens_with_the_command_that_runs_it() -> Non
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Loader(num_workers=-1), "loader.num_workers must be >= 0, got -1; use 0 for serial"),
-        (lambda: Loader(num_workers="many"), "loader.num_workers must be auto or a number >= 0, got 'many'"),
+        (
+            lambda: Loader(num_workers=-1),
+            "loader.num_workers must be auto or a whole number >= 0, got -1; 0 is none",
+        ),
+        (lambda: Loader(num_workers="many"), "loader.num_workers must be auto or a whole number >= 0, got 'many'"),
         (lambda: Loader(backend="thread"), "loader.backend has no choice 'thread'; did you mean threads?"),
         (lambda: Loader(batch_size=2.5), "loader.batch_size must be a whole number >= 1, got 2.5"),
         (lambda: Loader(batch_size=True), "loader.batch_size must be a whole number >= 1, got True"),
@@ -395,7 +398,10 @@ def test_a_runs_directory_follows_from_its_name_or_from_what_it_resumes(
         ("experimnt=cifar10", "experimnt is not a key; did you mean experiment?"),
         ("loader.num_worker=3", "loader.num_worker is not a key; did you mean num_workers?"),
         ("laoder.num_workers=3", "laoder is not a key; did you mean loader?"),
-        ("loader.num_workers=abc", "loader.num_workers must be auto or a number >= 0, got 'abc'; use 0 for serial"),
+        (
+            "loader.num_workers=abc",
+            "loader.num_workers must be auto or a whole number >= 0, got 'abc'; 0 is none",
+        ),
         ("loader.batch_size=abc", "loader.batch_size must be a whole number, got 'abc'"),
         ("loader.batch_size=null", "loader.batch_size must be a whole number, got null"),
         ("loader.drop_last=maybe", "loader.drop_last must be true or false, got 'maybe'"),

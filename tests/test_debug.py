@@ -65,6 +65,8 @@ def test_fast_takes_five_steps_and_a_small_evaluation_and_leaves_all_that_a_run_
 def test_overfit_learns_one_batch_by_heart_and_says_yes(easy: Path, tmp_path: Path) -> None:
     finished = debug("overfit", easy, tmp_path, "loader.batch_size=8", "schedule.epochs=30", "run.name=try")
     assert finished.returncode == 0, finished.stderr
+    beaten = "debug=overfit has values of its own for what your command line sets: schedule.epochs=30"
+    assert finished.stderr.splitlines()[0] == beaten
     last_line = finished.stdout.splitlines()[-1]
     assert last_line.startswith("debug=overfit: yes, the loss fell from ")
     assert last_line.endswith("in 30 steps: model, labels and loss fit together")
@@ -78,8 +80,8 @@ def test_overfit_learns_one_batch_by_heart_and_says_yes(easy: Path, tmp_path: Pa
 
 def test_overfit_says_no_where_the_labels_cannot_be_told_from_the_images(images: Path, tmp_path: Path) -> None:
     # Each picture is there twice, once for a cat and once for a dog.
-    finished = debug("overfit", images, tmp_path, "loader.batch_size=16", "schedule.epochs=12", "run.name=try")
-    assert finished.returncode == 0, finished.stderr
+    finished = debug("overfit", images, tmp_path, "loader.batch_size=16", "schedule.epochs=5", "run.name=try")
+    assert finished.returncode == 1, finished.stderr
     assert finished.stdout.splitlines()[-2].startswith("debug=overfit: no, the loss went from ")
     assert "optim.lr" in finished.stdout.splitlines()[-2]
     assert max(map(len, finished.stdout.splitlines())) <= 120
@@ -91,7 +93,7 @@ def test_overfit_trains_on_the_same_pixels_at_every_step(easy: Path, tmp_path: P
     finished = debug(
         "overfit", easy, tmp_path, "loader.batch_size=8", "schedule.epochs=10", "run.name=a", "optim.lr=1e-12"
     )
-    assert finished.returncode == 0, finished.stderr
+    assert finished.returncode == 1, finished.stderr
     losses = {row["train_loss"] for row in rows(tmp_path / "outputs/debug/a")}
     assert len({round(float(loss), 6) for loss in losses}) == 1
 
@@ -107,6 +109,9 @@ def test_an_interrupted_debug_run_goes_on_in_its_directory_and_no_other_run_take
     found = summary(tmp_path / "outputs/debug/try")
     assert (found["status"], found["steps"], found["resumed"], found["debug"]) == ("completed", 5, 1, "fast")
 
+    twice = debug("fast", images, tmp_path, "loader.batch_size=3", "run.name=try")
+    assert twice.returncode == 2
+    assert twice.stderr.endswith("a debug run already; leave out run.name, for a directory of its own, or change it\n")
     other = debug("fast", images, tmp_path, "run.name=try", "resume=auto", "loader.batch_size=3", "data.max_samples=12")
     assert other.returncode == 2
     assert "  data.max_samples: was 15, is 12" in other.stderr.splitlines()
@@ -131,6 +136,7 @@ def test_debug_beats_an_experiment_and_the_command_line_beats_debug() -> None:
     cfg = composed("experiment=cifar10", "data.download=true", "debug=overfit", "data.max_samples=256")
     assert (cfg.transforms.augment, cfg.loader.sampler, cfg.schedule.epochs) == ("none", "sequential", 100)
     assert (cfg.data.max_samples, cfg.data.max_val_samples) == (256, 128)
+    assert composed("debug=overfit", "schedule.epochs=5").schedule.warmup_epochs == 0.5
     assert cfg.loader.batch_size == 128, "of the experiment, and debug says nothing of it"
 
 

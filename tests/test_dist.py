@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -20,13 +21,16 @@ import psutil
 import pytest
 import torch.distributed as dist
 from fakes import write_jpegs
-from runs import ROOT, assert_same_run, command, overrides_for, rows, run, summary
+from runs import ROOT, assert_same_run, command, overrides_for, rows, run, short_run, summary
 from watching import SOAK, run_aside
 
+from pipeline.config import ConfigError
+from pipeline.dist import ALONE
 from pipeline.dist.launch import Ended, first_cause
 from pipeline.dist.world import meet
 from pipeline.launched import LostRankError
 from pipeline.training.checkpoint import load_checkpoint
+from pipeline.training.ranks import part_of
 
 TWO = ("dist.nproc=2", "loader.batch_size=2")
 """Two ranks with the global batch that `command` gives to one process."""
@@ -248,6 +252,26 @@ def test_a_signal_at_one_rank_stops_all_of_them_at_one_step(images: Path, faults
     assert stopped.stderr.splitlines()[-1].startswith("SIGTERM: saved checkpoints/last.pt at step ")
 
 
+def test_ctrl_c_while_ranks_start_is_one_line(images: Path, faults: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(faults), os.environ.get("PYTHONPATH", "")])}
+    with subprocess.Popen(
+        command(images, *TWO), cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as started:
+        ranks: list[psutil.Process] = []
+        while len(ranks) < 2:
+            assert started.poll() is None
+            time.sleep(0.01)
+            with suppress(psutil.NoSuchProcess):
+                children = psutil.Process(started.pid).children()
+                ranks = [child for child in children if "multiprocessing.spawn" in " ".join(child.cmdline())]
+        os.killpg(started.pid, signal.SIGINT)  # as a terminal sends it
+        _, told = started.communicate(timeout=120)
+    assert started.returncode == 130
+    assert "interrupted; what there is of the run is in " in told
+    assert "Traceback" not in told
+    assert not any(rank.is_running() for rank in ranks)
+
+
 def test_the_first_cause_is_what_is_shown_when_a_rank_fails(
     images: Path, faults: Path, tmp_path: Path, broken_jpeg: Path
 ) -> None:
@@ -434,3 +458,11 @@ def wait_until(happens: Callable[[], bool], process: subprocess.Popen[str]) -> N
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=0.05)
             raise AssertionError(f"it ended with exit code {process.returncode}")
+
+
+def test_a_number_of_ranks_that_cannot_share_the_batch_is_refused_with_one_that_can(images: Path) -> None:
+    cfg = short_run(images)
+    earlier = {"loader": {"global_batch_size": 48}}
+    assert part_of(cfg, replace(ALONE, size=3), earlier).loader.batch_size == 16
+    with pytest.raises(ConfigError, match=r"cannot be shared by 5 ranks; .* a number that divides it, such as 4"):
+        part_of(cfg, replace(ALONE, size=5), earlier)

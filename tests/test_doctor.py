@@ -124,7 +124,10 @@ def test_a_folder_in_order_has_no_error_and_every_line_says_how_bad_it_is_within
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("loader.num_workers=-1", "loader.num_workers must be >= 0, got -1; use 0 for serial"),
+        (
+            "loader.num_workers=-1",
+            "loader.num_workers must be auto or a whole number >= 0, got -1; 0 is none",
+        ),
         ("loader.num_worker=3", "loader.num_worker is not a key; did you mean num_workers?"),
         ("+typo=1", "typo is not a key; choices: data"),
         ("data=huge", "data has no option 'huge'; choices: arrays, cifar10, cifar100"),
@@ -141,7 +144,7 @@ def test_a_wrong_command_line_is_one_error_and_exit_code_1(doctor: Doctor, overr
 
 def test_a_wrong_value_is_told_in_one_line_without_torch_by_the_real_command(tmp_path: Path) -> None:
     done = in_process("loader.num_workers=-1", cwd=tmp_path)
-    line = "error    configuration  loader.num_workers must be >= 0, got -1; use 0 for serial"
+    line = "error    configuration  loader.num_workers must be auto or a whole number >= 0, got -1; 0 is none"
     assert (done.returncode, done.stdout, done.stderr) == (1, f"{line}\n0 ok, 1 error\n", "")
     script = "import sys; from pipeline.doctor.__main__ import main; main(['+a=1']); assert 'torch' not in sys.modules"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

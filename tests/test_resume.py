@@ -23,7 +23,9 @@ from runs import assert_same_run, command, rows, run, short_run, summary
 
 from pipeline.config import (
     ConfigError,
+    FolderData,
     Optim,
+    SyntheticData,
     TrainConfig,
 )
 from pipeline.training import fit as fit_module
@@ -300,6 +302,39 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before_it(
     assert run(part, cwd=tmp_path, faults=faults).returncode == 0
 
 
+def test_a_disk_that_is_full_at_the_first_checkpoint_promises_no_continuation(
+    images: Path, faults: Path, tmp_path: Path
+) -> None:
+    part = ["prlimit", "--fsize=20000", *command(images, "run.name=full", "loader.num_workers=0")]
+    failed = run(part, cwd=tmp_path, faults=faults)
+    assert failed.returncode == 1
+    best = tmp_path / "outputs/train/full/checkpoints/best.pt"
+    said = "there is no checkpoint to continue from yet: make room, and begin the run again"
+    assert failed.stderr.splitlines()[-1] == f"{best} could not be saved (File too large); {said}"
+
+
+def test_ctrl_c_while_a_checkpoint_is_written_is_no_error_of_torchs(tmp_path: Path) -> None:
+    class Interrupted(io.BytesIO):
+        def write(self, _: Any) -> int:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.training.checkpoint.replacing", lambda _: Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path / "last.pt", {"weights": torch.zeros(100)})
+
+
+@pytest.mark.parametrize("bytes_left", [50, 2500], ids=["before the task", "in the task"])
+def test_a_disk_that_is_full_when_a_run_begins_is_one_line(
+    bytes_left: int, images: Path, faults: Path, tmp_path: Path
+) -> None:
+    part = ["prlimit", f"--fsize={bytes_left}", *command(images, "run.name=full", "loader.num_workers=0")]
+    failed = run(part, cwd=tmp_path, faults=faults)
+    assert failed.returncode == 1
+    assert "Traceback" not in failed.stderr
+    assert "File too large); make room, or give another directory: hydra.run.dir=DIR" in failed.stderr
+
+
 def test_a_run_killed_between_its_two_checkpoints_saves_the_best_one_again(
     images: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,6 +449,15 @@ def test_a_changed_configuration_is_refused_with_a_line_a_key_before_anything_is
         "resume with the old values, or begin another run under another run.name",
     ]
     assert files(half) == before
+
+
+def test_of_another_kind_of_data_only_what_somebody_set_is_listed(images: Path) -> None:
+    was = plain(replace(config(images), data=SyntheticData(num_images=100, seed=3)))
+    now = plain(replace(config(images), data=FolderData(root="images", val_fraction=0.1, remote_tries=2)))
+    with pytest.raises(ConfigError) as caught:
+        refuse_changes(was, now, run_dir=Path("run"))
+    listed = {line.partition(":")[0].strip() for line in str(caught.value).splitlines()[1:-1]}
+    assert listed == {"data.num_images", "data.seed", "data.remote_tries"}
 
 
 def test_of_many_changes_ten_are_listed_and_the_others_counted() -> None:

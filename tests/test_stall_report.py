@@ -43,6 +43,7 @@ PREFETCHED = LanesOf(num_threads=2, queue_batches=2, prefetched_batches=2)
 def costs_of(
     *,
     compute: float = 1.0,
+    compute_cpu: float | None = None,
     overhead: float = 0.0,
     saving: float = 0.0,
     move: float = 0.0,
@@ -51,8 +52,13 @@ def costs_of(
     device: float | None = None,
     **sample_ms: float,
 ) -> Costs:
-    """Of 1,000 samples in 10 batches; all in milliseconds a sample. `move` is the loop's transfer."""
-    stages = dict.fromkeys(("read", "decode", "transform", "collate", "transfer", "making_cpu"), 0.0) | sample_ms
+    """Of 1,000 samples in 10 batches; all in milliseconds a sample. `move` is the loop's transfer.
+
+    The loop's thread is on a core for all of its steps unless `compute_cpu` says otherwise.
+    """
+    stages = (
+        dict.fromkeys(("read", "decode", "transform", "collate", "transfer", "making_cpu", "read_cpu"), 0.0) | sample_ms
+    )
     stages.setdefault("busy", sum(stages[stage] for stage in ("read", "decode", "transform")))
     return Costs(
         num_samples=1000,
@@ -60,6 +66,7 @@ def costs_of(
         wall_s=2.0,
         wait_s=0.5,
         loop_s={"compute": compute, "transfer": move, "saving": saving, "ranks": ranks, "overhead": overhead},
+        compute_cpu_s=compute if compute_cpu is None else compute_cpu,
         device_s=device,
         cpu_s=cpu,
         sample_s={stage: spent_ms / 1e3 for stage, spent_ms in stages.items()},
@@ -72,8 +79,16 @@ def config(**groups: Any) -> TrainConfig:
     return replace(short_run(Path("images")), **({"schedule": Schedule(epochs=10)} | groups))
 
 
-def machine(*, num_cores: int = 4, num_threads: int = 1, fits: bool = True, computes: bool = True) -> Machine:
-    return Machine(num_cores=num_cores, computes=computes, num_threads=num_threads, keeps_pixels=lambda: fits)
+def machine(
+    *, num_cores: int = 4, num_threads: int = 1, num_epochs: int = 10, fits: bool = True, computes: bool = True
+) -> Machine:
+    return Machine(
+        num_cores=num_cores,
+        computes=computes,
+        num_threads=num_threads,
+        num_epochs=num_epochs,
+        keeps_pixels=lambda: fits,
+    )
 
 
 @pytest.mark.parametrize(
@@ -279,17 +294,77 @@ def test_epochs_that_waited_longest_for_their_first_batch_are_said_to() -> None:
     assert report.advice.why == "none looked for: the first batch of each epoch takes longer than all else"
 
 
+def test_a_run_that_mostly_waited_for_its_workers_to_start_is_said_to() -> None:
+    short = replace(costs_of(compute=0.5, decode=0.6), wall_s=0.6)
+    slow = replace(short, first_batch_s=2.0, wall_s=2.6)
+    report = explain([slow, short, short], THREADS, config(), machine())
+    assert report is not None
+    assert report.bound.stage == "start"
+    assert "bound by   the start of the run (workers, first batch)" in "\n".join(report.lines())
+    assert report.advice.override is None
+
+
+def test_a_cache_is_promised_to_a_run_and_not_to_the_epochs_that_find_it_full() -> None:
+    costs = costs_of(compute=0.3, read=2.0, decode=2.0, transform=1.0, making_cpu=2.4, cpu=2.8)
+    overrides = {num_epochs: advise(costs, THREADS, config(), machine(num_epochs=num_epochs)) for num_epochs in (2, 20)}
+    assert overrides[2].override == "loader.num_workers=5"
+    assert overrides[2].speedup == pytest.approx(2.2, rel=0.03)
+    assert overrides[20].override == "cache=pinned"
+    assert overrides[20].speedup == pytest.approx(20 / (1 + 19 / 5), rel=0.2)
+    assert overrides[20].when == " over 20 epochs"
+
+
+LOCKED = replace(THREADS, in_threads=True)
+
+
+@pytest.mark.parametrize(
+    ("costs", "lanes", "stage"),
+    [
+        (costs_of(compute=2.0, compute_cpu=0.8, read=3.0, read_cpu=1.0, making_cpu=1.0, cpu=2.0), LOCKED, "lock"),
+        (costs_of(compute=2.0, compute_cpu=1.9, read=3.0, read_cpu=1.0, making_cpu=1.0, cpu=3.0), LOCKED, "compute"),
+        (costs_of(compute=2.0, compute_cpu=0.8, read=3.0, read_cpu=0.1, making_cpu=1.0, cpu=2.0), LOCKED, "compute"),
+        (costs_of(compute=2.0, compute_cpu=0.8, read=3.0, read_cpu=1.0, making_cpu=1.0, cpu=7.0), LOCKED, "compute"),
+        (costs_of(compute=2.0, compute_cpu=0.8, read=3.0, read_cpu=1.0, making_cpu=1.0, cpu=2.0), THREADS, "compute"),
+        (costs_of(compute=0.3, read=4.0, read_cpu=1.8, making_cpu=1.8, cpu=2.1), LOCKED, "lock"),
+        (costs_of(compute=1.9, compute_cpu=0.8, read=4.0, read_cpu=1.0, making_cpu=1.0, cpu=2.0), LOCKED, "lock"),
+        (costs_of(compute=0.3, read=4.0, read_cpu=0.2, making_cpu=0.2, cpu=0.5), LOCKED, "read"),
+    ],
+    ids=[
+        "steps wait",
+        "they wait little",
+        "nobody reads in Python",
+        "for cores",
+        "processes",
+        "readers wait",
+        "both wait",
+        "a disk",
+    ],
+)
+def test_reading_in_python_is_seen_to_hold_the_others_up(costs: Costs, lanes: LanesOf, stage: str) -> None:
+    report = explain([costs], lanes, config(), machine())
+    assert report is not None
+    assert report.bound.stage == stage
+
+
+def test_where_the_lock_is_held_a_cache_or_processes_are_advised() -> None:
+    costs = costs_of(compute=2.0, compute_cpu=0.8, read=3.0, read_cpu=1.2, making_cpu=1.2, cpu=2.0)
+    kept = advise(costs, LOCKED, config(), machine(num_cores=2))
+    assert (kept.override, kept.speedup) == ("cache=pinned", pytest.approx(2.17, rel=0.03))
+    apart = advise(costs, LOCKED, config(), machine(num_cores=2, fits=False))
+    assert (apart.override, apart.speedup) == ("loader.backend=processes", pytest.approx(1.5, rel=0.03))
+
+
 @pytest.mark.parametrize(
     "epochs",
     [
         [replace(costs_of(compute=0.5, decode=0.6), first_batch_s=0.3, wall_s=0.9)],
         [replace(costs_of(compute=0.5, decode=0.6), num_batches=1, first_batch_s=0.1, wall_s=0.6)],
         [
-            replace(costs_of(compute=0.5, decode=0.6), first_batch_s=5.0, wall_s=5.6),
+            replace(costs_of(compute=0.5, decode=0.6), first_batch_s=1.5, wall_s=2.1),
             *[replace(costs_of(compute=0.5, decode=0.6), wall_s=0.6)] * 3,
         ],
     ],
-    ids=["the others took longer", "its only step took longer", "only the run's first batch was slow"],
+    ids=["the others took longer", "its only step took longer", "all epochs together took longer"],
 )
 def test_a_first_batch_that_took_a_while_is_not_what_bounds_a_run(epochs: list[Costs]) -> None:
     report = explain(epochs, THREADS, config(), machine())

@@ -124,6 +124,24 @@ def test_an_lru_of_a_third_is_hit_as_often_as_theory_says(backend: str, files: l
     assert stats["cache_hit_pct"] < stats["cache_bound_pct"]
 
 
+def test_what_is_read_first_after_an_interruption_could_have_been_no_hit(files: list[Path]) -> None:
+    source = FileSource(files, range(COUNT))
+    with pipeline_of(source, "lru", num_epochs=3) as whole:
+        batches = iter(whole)
+        for _ in range(len(whole) - 2):
+            next(batches)
+        state = whole.state_dict()
+    with pipeline_of(source, "lru", num_epochs=3) as pipeline:
+        pipeline.load_state_dict(state)
+        for _ in range(3):
+            for _ in pipeline:
+                pass
+        stats = pipeline.stats()
+        assert stats["cache_hits"] > 0
+        assert stats["cache_hit_pct"] == pytest.approx(stats["cache_bound_pct"])
+        assert pipeline.cache_advice() is None
+
+
 @pytest.mark.parametrize("policy", ["pinned", "lru"] if SOAK else ["pinned"])
 def test_a_whole_decoded_store_takes_its_bytes_once_for_all_processes(policy: str, tmp_path: Path) -> None:
     path = tmp_path / "one.jpg"

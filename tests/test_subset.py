@@ -1,4 +1,4 @@
-"""`data.max_samples`: some of a source's samples, evenly of every class, are a source themselves."""
+"""`data.max_samples`: some of a source's samples, the same part of every class, are a source themselves."""
 
 from __future__ import annotations
 

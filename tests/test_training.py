@@ -41,6 +41,7 @@ from pipeline.training import build as build_module
 from pipeline.training import fit as fit_module
 from pipeline.training import run as run_module
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.training.checks import warnings_of_size
 from pipeline.training.compute import Compute, choose_device
 from pipeline.training.curves import draw_curves
 from pipeline.training.environment import commit, plain
@@ -360,6 +361,25 @@ def test_a_run_opens_with_what_it_trains_on_and_names_classes_it_cannot_learn(
     opening = capsys.readouterr().err
     assert "4 training and 2 validation images, 3 (red, green, blue) classes; resnet_small on cpu" in opening
     assert "warning: training has no image of 1 (blue)" in opening
+
+
+def test_a_run_of_one_class_says_that_there_is_nothing_to_learn(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    batches = [(torch.rand(4, 3, 8, 8), torch.tensor([0, 0, 0, 0]))]
+    monkeypatch.setattr("pipeline.training.run.build_pipeline", lambda *_, **__: ListPipeline(batches))
+    train(config(schedule=Schedule(epochs=1)), tmp_path)
+    assert "warning: all training images are of one class" in capsys.readouterr().err
+
+
+def test_more_workers_or_ranks_than_a_host_has_use_for_are_warned_of() -> None:
+    def warned(num_workers: int | str, num_local_ranks: int = 1) -> list[str]:
+        cfg = replace(config(), loader=Loader(num_workers=num_workers))
+        return warnings_of_size(cfg, num_local_ranks=num_local_ranks, num_cores=4)
+
+    assert warned("auto") == warned(32) == warned(0, 4) == []
+    assert [line[:61] for line in warned(1000)] == ["warning: loader.num_workers=1000 makes 1000 threads or proces"]
+    assert warned(0, 64) == ["warning: 64 ranks share the 4 cores of this host; use fewer"]
 
 
 def test_a_last_batch_of_one_small_image_is_refused_before_the_first_step(

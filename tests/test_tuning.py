@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from runs import assert_same_run, command, run, short_run, summary
 
-from pipeline.config import ConfigError, Dist, Run
+from pipeline.config import Cache, ConfigError, Dist, Run
 from pipeline.stalls import Costs
 from pipeline.training.tuning.cell import Cell, Served, all_cells, shortlist
-from pipeline.training.tuning.tune import FILE, _allowed, _gains, believed
+from pipeline.training.tuning.tune import FILE, _allowed, _gains, believed, tune
 
 NUM_CORES = 4
 
@@ -110,6 +110,16 @@ def test_what_is_set_is_left_as_it_is(loader: dict[str, Any], of_run: dict[str, 
 def test_ranks_and_evaluation_are_not_tuned(groups: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="tune=true is for one process that trains"):
         replace(short_run(Path("images")), tune=True, **groups)
+
+
+def test_where_nothing_is_left_to_choose_nothing_is_measured(tmp_path: Path) -> None:
+    said: list[str] = []
+    cfg = replace(short_run(tmp_path / "none", loader={"num_workers": 3}), cache=Cache(policy="lru"))  # type: ignore[arg-type]
+    assert tune(cfg, tmp_path, said.append) is cfg
+    assert said == [
+        "tune=true has nothing to choose: workers, run.num_threads and a store are set; nothing is measured"
+    ]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_tuned_run_is_the_run_with_the_overrides_it_names_and_goes_on_with_them(

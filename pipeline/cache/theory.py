@@ -18,11 +18,11 @@ def lru_hit_rate(fraction: float) -> float:
     return fraction + (1 - fraction) * math.log1p(-fraction) if fraction < 1 else 1.0
 
 
-def bound(fraction: float, num_asked: int, *, num_cold: int) -> float:
+def bound(fraction: float, num_asked: int, *, num_cold: float) -> float:
     """The most hits there can be, as a part of `num_asked`, with `fraction` of all samples kept.
 
     A hit needs a sample that outlasts the border between two epochs, and only `fraction` of all can: so no policy,
-    clairvoyant or not, hits more than `fraction` of what is asked for after the first `num_cold` samples.
+    clairvoyant or not, hits more than `fraction` of what is asked for again, which `num_cold` samples are not.
     """
     return fraction * max(0, num_asked - num_cold) / num_asked if num_asked else 0.0
 

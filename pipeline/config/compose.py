@@ -17,6 +17,7 @@ from pipeline.config.data import (
     ArraysData,
     Cifar10Data,
     Cifar100Data,
+    Data,
     FolderData,
     ManifestData,
     OwnData,
@@ -28,7 +29,7 @@ from pipeline.config.messages import one_line
 from pipeline.config.paths import check_paths, make_paths_absolute
 from pipeline.config.root import AUTO, BenchConfig, TrainConfig
 
-_DATA = {
+DATA_KINDS: dict[str, type[Data]] = {
     "synthetic": SyntheticData,
     "folder": FolderData,
     "manifest": ManifestData,
@@ -39,6 +40,7 @@ _DATA = {
     "cifar100": Cifar100Data,
     "own": OwnData,
 }
+"""The schema of each kind of source, by the name of its option."""
 
 
 def _register() -> None:
@@ -46,7 +48,7 @@ def _register() -> None:
     store = ConfigStore.instance()
     store.store(group="schema", name="train", node=TrainConfig, package="_global_")
     store.store(group="schema", name="bench", node=BenchConfig, package="_global_")
-    for name, schema in _DATA.items():
+    for name, schema in DATA_KINDS.items():
         store.store(group="schema/data", name=name, node=schema)
     door = {"door": {"_target_": "pipeline.cli.Door"}}
     store.store(group="hydra/callbacks", name="headrace", node=door)
@@ -60,7 +62,7 @@ def first_given(*values: str | None) -> str | None:
     return next((value for value in values if value is not None), None)
 
 
-def product(*factors: int) -> int:
+def product(*factors: float) -> float:
     """All factors multiplied: `${product:5,${loader.batch_size}}` in YAML is the samples of five batches."""
     return math.prod(factors)
 
@@ -89,6 +91,15 @@ def to_config(composed: DictConfig, *, cwd: str) -> TrainConfig:
     make_paths_absolute(config, Path(cwd))
     check_paths(config)
     return config
+
+
+def check_flags(composed: DictConfig) -> None:
+    """Raises ConfigError for an override that gives a flag a number: omegaconf takes any but 0 for true."""
+    for override in composed.hydra.overrides.task:
+        key, _, given = str(override).lstrip("+").partition("=")
+        is_number = given.lstrip("-").replace(".", "", 1).isdigit() and given not in ("0", "1")
+        if is_number and isinstance(OmegaConf.select(composed, key), bool):
+            raise ConfigError(f"{key} must be true or false, got {given}")
 
 
 def _unknown_keys(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, list[str]]]:

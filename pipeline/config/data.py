@@ -10,6 +10,10 @@ from pipeline.config.checks import ConfigError, choice, flag, real, whole
 OnError = StrEnum("OnError", {"raise": "raise", "skip": "skip", "replace": "replace"})
 
 
+PATHS = ("root", "path", "pattern", "val_pattern", "images", "labels", "val_images", "val_labels", "remote_cache_dir")
+"""The keys of all kinds of data that hold a path, a URL or a pattern of them."""
+
+
 @dataclass(kw_only=True)
 class Data:
     """What all sources share."""
@@ -24,11 +28,14 @@ class Data:
     val_fraction: float = 0.1
     """The part of all samples, in (0, 1), kept for evaluation if the source has no split of its own."""
     max_samples: int | None = None
-    """Train on so many samples at most, spread evenly over the classes; null: on all there are."""
+    """Train on so many samples at most, the same part of every class; null: on all there are."""
     max_val_samples: int | None = None
     """Evaluate on so many samples at most, chosen alike; null: on all there are."""
 
     def __post_init__(self) -> None:
+        for name in PATHS:
+            if getattr(self, name, None) == "":  # it would mean the current directory
+                raise ConfigError(f"data.{name} is empty; give data.{name}=PATH, or leave it out")
         self.on_error = choice("data.on_error", self.on_error, OnError)
         self.max_bad_fraction = real(
             "data.max_bad_fraction",

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from numbers import Integral
 
 from pipeline.config.checks import ConfigError, choice, flag, real, whole
 
@@ -73,6 +74,6 @@ class Loader:
 def _num_workers(value: int | str) -> int | str:
     if value == "auto":
         return "auto"
-    if isinstance(value, str):
-        raise ConfigError(f"loader.num_workers must be auto or a number >= 0, got {value!r}; use 0 for serial")
-    return whole("loader.num_workers", value, low=0, cure="use 0 for serial")
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
+        raise ConfigError(f"loader.num_workers must be auto or a whole number >= 0, got {value!r}; 0 is none")
+    return int(value)

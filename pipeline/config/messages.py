@@ -1,5 +1,6 @@
 """Hydra's and omegaconf's errors in one line, in the form of our own: key, what is allowed, what was given."""
 
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import StrEnum
 from types import NoneType
@@ -25,8 +26,11 @@ _WORDS: dict[Any, str] = {
     NoneType: "null",
     list[float]: "a list of numbers",
     list[str]: "a list of names",
-    list[list[int]]: "pairs of numbers, such as [[1,32],[5,48]]",
+    list[list[int]]: "pairs of whole numbers, such as [[1,32],[5,48]],",
+    int | str: "auto or a whole number",
 }
+_LISTS_OF_LISTS = {"schedule.sizes": list[list[int]]}
+"""Keys of which omegaconf's errors tell an element's number, or the type of a list, and no key."""
 _GROUPS_WITHOUT_SCHEMA = ("experiment", "sweep")
 
 
@@ -37,6 +41,9 @@ def one_line(error: Exception) -> str:
         return f"{group} has no option {option!r}; {nearest(option, error.options)}"
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}; write GROUP=OPTION or KEY=VALUE, special characters in quotes"
+    key, _, value = str(error).removeprefix("Error merging override ").lstrip("+").partition("=")
+    if key in _LISTS_OF_LISTS:
+        return f"{key} must be {_WORDS[_LISTS_OF_LISTS[key]]} or null, got {value}"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, MissingMandatoryValue):
         return f"{cause.full_key} must be given; add {cause.full_key}=VALUE"
@@ -48,10 +55,7 @@ def one_line(error: Exception) -> str:
     if isinstance(cause, ValidationError) and is_dataclass(cause.object_type):
         return _wrong_value(cause)
     if isinstance(cause, OmegaConfBaseException):
-        # An element of a list that should be a list itself has only its number for a key; the outer error tells more.
-        is_element = isinstance(cause.full_key, int)
-        key = str(error).removeprefix("Error merging override ") if is_element else cause.full_key
-        return f"{key}: {str(cause).splitlines()[0]}"
+        return f"{cause.full_key}: {str(cause).splitlines()[0]}"
     lines = [line.strip() for line in str(error).splitlines()]
     return "; ".join(line for line in lines if line)
 
@@ -61,6 +65,8 @@ def _wrong_value(error: ValidationError) -> str:
     kinds = get_args(hint) if hint not in _WORDS and get_args(hint) else (hint,)
     for kind in kinds:
         if isinstance(kind, type) and issubclass(kind, StrEnum):
+            if isinstance(error.value, Mapping):  # what omegaconf makes of KEY.OPTION=true
+                return f"{error.full_key} has no keys below it; write {error.full_key}=VALUE, {nearest('', kind)}"
             return f"{error.full_key} has no choice {error.value!r}; {nearest(error.value, kind)}"
     words = " or ".join(_WORDS.get(kind, "a group of keys") for kind in kinds)
     given = "null" if error.value is None else repr(error.value)

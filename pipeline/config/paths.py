@@ -4,7 +4,16 @@ from glob import glob
 from pathlib import Path
 
 from pipeline.config.checks import ConfigError
-from pipeline.config.data import ArraysData, Cifar10Data, Cifar100Data, FolderData, ManifestData, ParquetData, TarData
+from pipeline.config.data import (
+    PATHS,
+    ArraysData,
+    Cifar10Data,
+    Cifar100Data,
+    FolderData,
+    ManifestData,
+    ParquetData,
+    TarData,
+)
 from pipeline.config.root import AUTO, PipelineConfig
 
 _ARRAYS = ("images", "labels", "val_images", "val_labels")
@@ -13,12 +22,7 @@ _ARRAYS = ("images", "labels", "val_images", "val_labels")
 def make_paths_absolute(config: PipelineConfig, cwd: Path) -> None:
     """Make the paths in `config` start from `cwd`, so that they mean the same wherever a run is moved to."""
     for group, name in (
-        (config.data, "root"),
-        (config.data, "remote_cache_dir"),
-        (config.data, "path"),
-        (config.data, "pattern"),
-        (config.data, "val_pattern"),
-        *((config.data, name) for name in _ARRAYS),
+        *((config.data, name) for name in PATHS),
         (config.preload, "dir"),
         (config, "resume"),
         (config, "init_from"),

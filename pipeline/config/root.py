@@ -82,8 +82,11 @@ class TrainConfig(PipelineConfig):
                 f"schedule.sizes asks for {largest} pixels of images that transforms.max_side="
                 f"{self.transforms.max_side} makes smaller; use a higher transforms.max_side, or null"
             )
-        if self.resume == "":
-            raise ConfigError("resume must be auto or a run's directory, got ''; null begins a new run")
+        if self.resume in ("", "True", "False"):  # what true and false are as text
+            raise ConfigError(
+                f"resume must be auto or a run's directory, got {self.resume!r}; resume=auto continues run.name, null "
+                "begins a new run"
+            )
         if self.resume == AUTO and self.run.name is None:
             raise ConfigError("resume=auto needs to know which run: add run.name=NAME, or use resume=DIR")
         if self.run.evaluate_only and (self.init_from is None or self.resume is not None):

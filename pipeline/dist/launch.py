@@ -13,10 +13,12 @@ import pickle
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,8 +87,11 @@ def _rank(
     """What runs in each process: `main`, and a note of how it ended for the one that started it."""
     if hasattr(os, "setsid"):
         os.setsid()  # a terminal's Ctrl-C goes to the one that started the ranks, who hands it on
+    if signal.SIGINT in signal.sigpending():
+        os._exit(128 + signal.SIGINT)  # it came while this process began: there is nothing to save, nor to tell
     for number in _handled():
         signal.signal(number, lambda *_: None)  # `main` has handlers of its own; after it the note is to be written
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     rank = int(os.environ["RANK"])
     if rank == 0 and logging_config is not None:
         logging.config.dictConfig(logging_config)
@@ -132,7 +137,7 @@ def _run_agent(
         logs_specs=DefaultLogsSpecs(log_dir=str(notes / "agent")),
     )
     try:
-        with _quiet("torch.distributed.elastic", "torch.multiprocessing"):
+        with _quiet("torch.distributed.elastic", "torch.multiprocessing"), _ctrl_c_blocked_for_children():
             elastic_launch(config, _rank)(main, args, notes, logging_config)
     except ChildFailedError as failed:
         return {number: failure.exitcode for number, failure in failed.failures.items()}, None
@@ -212,6 +217,24 @@ def _handlers_put_back() -> Iterator[list[int]]:
         for number, handler in before.items():
             if handler is not None and signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
+
+
+@contextmanager
+def _ctrl_c_blocked_for_children() -> Iterator[None]:
+    """Processes begin with SIGINT blocked, which would end their imports with a traceback; this one gets it as before.
+
+    They have the mask of the thread that starts them. Another thread takes the signal here, whose handler runs in the
+    main thread nevertheless.
+    """
+    resource_tracker.ensure_running()  # else the first process starts it, and that unblocks SIGINT
+    over = threading.Event()
+    threading.Thread(target=over.wait, name="headrace-signals", daemon=True).start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        over.set()
 
 
 @contextmanager

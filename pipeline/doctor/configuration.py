@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline._compat import HYDRA_DEFAULTS
-from pipeline.cli import conf_dir
+from pipeline.cli_lines import conf_dir
 from pipeline.config import ConfigError, TrainConfig
 from pipeline.config.compose import to_config
 from pipeline.config.messages import one_line

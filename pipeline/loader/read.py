@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from time import perf_counter, sleep
+from time import perf_counter, sleep, thread_time
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.load import Sample
 from pipeline.decode import BadImageError, Rendering, Scratch, ThreadScratch, count_decoded, decode, inspect
-from pipeline.stats import Stats
+from pipeline.stats import READ_CPU, Stats
 from pipeline.transforms.sample import shrink_to
 
 OF_THE_FILE = frozenset(
@@ -40,7 +40,7 @@ def is_of_the_sample(error: Exception) -> bool:
 
 
 class TimedRead:
-    """`read(id)` that counts its calls and seconds as the stage `read`.
+    """`read(id)` that counts its calls and seconds as the stage `read`, and its processor time.
 
     What a disk or a network may do at the next try, it is asked again, twice; then it raises, whatever `data.on_error`
     says, or batches would depend on the weather.
@@ -52,9 +52,10 @@ class TimedRead:
 
     def __call__(self, id: int) -> Sample:
         """Read sample `id`."""
-        began = perf_counter()
+        began_s, began_cpu_s = perf_counter(), thread_time()
         sample = self._patiently(id)
-        self._stats.clock.add("read", perf_counter() - began)
+        self._stats.clock.add("read", perf_counter() - began_s)
+        self._stats.clock.add(READ_CPU, thread_time() - began_cpu_s)
         return sample
 
     def _patiently(self, id: int) -> Sample:

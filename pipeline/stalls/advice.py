@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from pipeline.config import Backend, CachePolicy, Decode, PrefetchDevice, PreloadMode, Store, TrainConfig
-from pipeline.stalls.bound import FIRST_BATCH, PYTHON, Bound, Lane, find_bound, predicted_s, python_s
+from pipeline.stalls.bound import FIRST_BATCH, PYTHON, START, Bound, Lane, find_bound, predicted_s, python_s
 from pipeline.stalls.costs import COMPUTE, OVERHEAD, RANKS, SAVING, Costs
-from pipeline.stats import BUSY, COLLATE, MAKING_CPU, TRANSFER, Lanes
+from pipeline.stalls.lock import BUSY_PCT, LOCK, find_bound_or_lock, in_processes, with_steps_alone
+from pipeline.stats import BUSY, COLLATE, MAKING_CPU, READ_CPU, TRANSFER, Lanes
 
 WORTH_IT = 1.1
 """Times as fast that an override must promise to be told: less is within what a machine does by itself."""
 MOST_WORKERS_A_CORE = 8
 """Workers that wait for storage take no core; more than these take memory for nothing."""
-BUSY_PCT = 80.0
-"""Cores that are busier have no time left for anybody else."""
 KEEP_PIXELS = "cache=pinned"
 SAVING_PART = 0.02
 """The part of the loop's other time that checkpoints may take where fewer of them are advised."""
@@ -32,6 +31,8 @@ NAMES = {
     RANKS: "other ranks",
     OVERHEAD: "what stands beside the steps",
     FIRST_BATCH: "the first batch of each epoch",
+    START: "the start of the run (workers, first batch)",
+    LOCK: "Python's lock (GIL), held in reading",
 }
 """Stages, as people are told of them."""
 
@@ -44,52 +45,67 @@ class Machine:
         num_cores: cores of this rank.
         computes: whether the model runs on these cores too.
         num_threads: torch's threads.
+        num_epochs: epochs, or a part of one, that the run has.
         keeps_pixels: whether a pinned cache would have room for all samples decoded, and be asked for them again.
     """
 
     num_cores: int
     computes: bool
     num_threads: int
+    num_epochs: float
     keeps_pixels: Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
-    """An override, with how many times as fast an epoch would be once a cache is full; or None and why there is none.
+    """An override, with how many times as fast the whole run would be with it; or None and why there is none.
 
-    It may be two overrides that go together, with a space in between.
+    It may be two overrides that go together, with a space in between. `when` ends the promise with what it is of.
     """
 
     override: str | None
     speedup: float
     why: str
+    when: str = ""
 
 
 def advise(costs: Costs, lanes: Lanes, config: TrainConfig, machine: Machine) -> Advice:
     """The override that promises most. It changes no sample."""
-    bound = find_bound(costs, lanes)
+    bound = find_bound_or_lock(costs, lanes, machine.num_cores)
     capacity = _capacity(costs, machine)
     now_s = predicted_s(costs, lanes)
-    speedups = {
-        override: now_s / max(predicted_s(later_costs, later_lanes), later_costs.cpu_s / capacity)
-        for override, later_costs, later_lanes in _candidates(bound, costs, lanes, config, machine)
-    }
+    speedups = {}
+    for override, later_costs, later_lanes in _candidates(bound, costs, lanes, config, machine):
+        later_s = max(predicted_s(later_costs, later_lanes), later_costs.cpu_s / capacity)
+        speedups[override] = _of_the_run(now_s / later_s, override, machine)
     best = max(speedups, key=lambda override: speedups[override], default=None)
     if best is None or speedups[best] < WORTH_IT:
         return Advice(override=None, speedup=1.0, why=_why_none(bound, costs, machine))
-    return Advice(override=best, speedup=speedups[best], why=f"{NAMES[bound.stage]} sets the pace")
+    when = f" over {machine.num_epochs:g} epochs" if best == KEEP_PIXELS else ""
+    return Advice(override=best, speedup=speedups[best], why=f"{NAMES[bound.stage]} sets the pace", when=when)
 
 
-def none_for_short_epochs() -> Advice:
-    """Of a run that mostly waited for the first batches of its epochs."""
-    return Advice(override=None, speedup=1.0, why=f"none looked for: {NAMES[FIRST_BATCH]} takes longer than all else")
+def _of_the_run(speedup: float, override: str, machine: Machine) -> float:
+    """How many times as fast all epochs are: a cache is filled in the first, which is no faster."""
+    if override != KEEP_PIXELS:
+        return speedup
+    return machine.num_epochs / (1 + (machine.num_epochs - 1) / speedup)
+
+
+def none_for_slow_starts(bound: Bound) -> Advice:
+    """Of a run that mostly waited for first batches."""
+    return Advice(override=None, speedup=1.0, why=f"none looked for: {NAMES[bound.stage]} takes longer than all else")
 
 
 def _candidates(
     bound: Bound, costs: Costs, lanes: Lanes, config: TrainConfig, machine: Machine
 ) -> Iterator[tuple[str, Costs, Lanes]]:
     """Overrides that work against `bound`, with the costs and lanes that a run with them would have."""
-    if bound.lane is Lane.workers or lanes.num_threads == 0:
+    if bound.stage == LOCK:
+        yield "loader.backend=processes", *in_processes(costs, lanes)
+        if may_keep_pixels(costs, config, machine):
+            yield KEEP_PIXELS, with_steps_alone(without_decoding(costs)), lanes
+    elif bound.lane is Lane.workers or lanes.num_threads == 0:
         yield from _more_workers(costs, lanes, config, machine)
         if may_keep_pixels(costs, config, machine):
             yield KEEP_PIXELS, without_decoding(costs), lanes
@@ -161,7 +177,7 @@ def without_decoding(costs: Costs) -> Costs:
     decode_cpu_s = (making_cpu_s - read_cpu_s) * min(1.0, decode_s / max(1e-12, busy_s - read_s))
     saved_cpu_s = read_cpu_s + min(decode_s, max(0.0, decode_cpu_s))
     rest_s = max(0.0, busy_s - read_s - decode_s)
-    stages = {"read": 0.0, "decode": 0.0, BUSY: rest_s, MAKING_CPU: making_cpu_s - saved_cpu_s}
+    stages = {"read": 0.0, READ_CPU: 0.0, "decode": 0.0, BUSY: rest_s, MAKING_CPU: making_cpu_s - saved_cpu_s}
     cpu_s = max(0.0, costs.cpu_s - saved_cpu_s * costs.num_samples)
     return replace(costs, sample_s={**costs.sample_s, **stages}, cpu_s=cpu_s)
 
@@ -198,17 +214,13 @@ def _capacity(costs: Costs, machine: Machine) -> float:
 
 
 def _shares_cores(costs: Costs, machine: Machine) -> bool:
-    return machine.computes and _busy_pct(costs, machine) > BUSY_PCT
-
-
-def _busy_pct(costs: Costs, machine: Machine) -> float:
-    return min(100.0, 100 * costs.cpu_s / max(1e-9, costs.wall_s * machine.num_cores))
+    return machine.computes and costs.busy_pct(machine.num_cores) > BUSY_PCT
 
 
 def _why_none(bound: Bound, costs: Costs, machine: Machine) -> str:
     name = NAMES[bound.stage]
     if bound.stage in (COMPUTE, SAVING, RANKS, OVERHEAD):
         return f"none in the input pipeline: {name} sets the pace"
-    if (busy_pct := _busy_pct(costs, machine)) > BUSY_PCT:
+    if (busy_pct := costs.busy_pct(machine.num_cores)) > BUSY_PCT:
         return f"none found: {name} sets the pace, and the cores are {busy_pct:.0f} % busy"
     return f"none found: {name} sets the pace"

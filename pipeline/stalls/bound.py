@@ -7,7 +7,7 @@ models", Computing Surveys 10, 1978). What one of them does, it does one thing a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,7 +17,9 @@ from pipeline.stats import BUSY, COLLATE, STAGES, TRANSFER, Lanes
 PYTHON = "python"
 """What a worker does for a sample beside its stages."""
 FIRST_BATCH = "first_batch"
-"""Waiting for an epoch's first batch, which nothing was made ahead of."""
+"""Waiting for each epoch's first batch, which nothing was made ahead of."""
+START = "start"
+"""Waiting for the run's first batch, before which workers start."""
 
 
 class Lane(StrEnum):
@@ -61,20 +63,21 @@ def parts_of(costs: Costs, lanes: Lanes) -> dict[Lane, dict[str, float]]:
 
 
 def find_bound(costs: Costs, lanes: Lanes) -> Bound:
-    """What sets the pace of an epoch of these costs."""
+    """The slowest lane of an epoch of these costs."""
     parts = parts_of(costs, lanes)
     lane = max(parts, key=lambda lane: sum(parts[lane].values()))
     stage = max(parts[lane], key=lambda stage: parts[lane][stage])
     return Bound(lane=lane, stage=stage, pace_s=sum(parts[lane].values()))
 
 
-def find_bound_of_epoch(costs: Costs, lanes: Lanes) -> Bound:
-    """The same; but of an epoch that waited longer for its first batch than all else took, that."""
-    first_s, *others_s = _phases_s(costs, lanes)
-    if first_s <= sum(others_s):
-        return find_bound(costs, lanes)
+def find_bound_of_starts(epochs: Sequence[Costs], lanes: Lanes) -> Bound | None:
+    """What bounds a run whose epochs waited longer for their first batches than all else took; None for others."""
+    firsts_s, *others_s = (sum(phase) for phase in zip(*(_phases_s(costs, lanes) for costs in epochs), strict=True))
+    if firsts_s <= sum(others_s):
+        return None
     maker = Lane.workers if lanes.num_threads else Lane.prefetcher if lanes.prefetched_batches else Lane.loop
-    return Bound(lane=maker, stage=FIRST_BATCH, pace_s=first_s / max(1, costs.num_samples))
+    stage = START if 2 * epochs[0].first_batch_s > firsts_s else FIRST_BATCH
+    return Bound(lane=maker, stage=stage, pace_s=firsts_s / sum(costs.num_samples for costs in epochs))
 
 
 def predicted_s(costs: Costs, lanes: Lanes) -> float:

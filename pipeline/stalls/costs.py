@@ -10,9 +10,10 @@ from timeit import timeit
 
 import psutil
 
-from pipeline.stats import BUSY, COLLATE, MAKING_CPU, STAGES, TRANSFER, StageClock
+from pipeline.stats import BUSY, COLLATE, MAKING_CPU, READ_CPU, STAGES, TRANSFER, StageClock
 
-COUNTED = (*STAGES, BUSY, MAKING_CPU, COLLATE, TRANSFER)
+OF_PROCESSOR = (MAKING_CPU, READ_CPU)
+COUNTED = (*STAGES, BUSY, *OF_PROCESSOR, COLLATE, TRANSFER)
 COMPUTE, SAVING, RANKS, OVERHEAD = "compute", "saving", "ranks", "overhead"
 LOOP_KINDS = (COMPUTE, TRANSFER, SAVING, RANKS, OVERHEAD)
 """What a loop does between two batches: steps, moving a batch that no prefetcher has moved, checkpoints, waiting for
@@ -31,10 +32,13 @@ class Costs:
         num_ahead: samples that were made before the epoch began.
         wall_s: the epoch's time, of which `wait_s` went to waiting for data, `first_batch_s` of it for the first batch
             of each part, and `loop_s` to the kinds of `LOOP_KINDS`. Each is measured for itself.
+        compute_cpu_s: processor time of the loop's thread in its steps; the rest of `loop_s` for them was
+            waiting: for a device, a core, or Python's lock.
         device_s: what a device that is not the CPU spent on steps; None: the CPU takes them.
         cpu_s: processor time of this process and its worker processes.
         sample_s: seconds a sample by stage, of the thread that does it: `read`, `decode`, `transform`, `busy` (all of
-            them and what lies between), `making_cpu` (its processor time), `collate`, `transfer` (a prefetcher's).
+            them and what lies between), `making_cpu` and `read_cpu` (processor time of all and of reading), `collate`,
+            `transfer` (a prefetcher's).
         measuring_s: seconds that it took to know all this.
         queue_pct: how full the queue of finished batches was when one was asked for; None: there is none.
         prefetch_pct: the same of the prefetcher's.
@@ -47,6 +51,7 @@ class Costs:
     wait_s: float = 0.0
     first_batch_s: float = 0.0
     loop_s: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(LOOP_KINDS, 0.0))
+    compute_cpu_s: float = 0.0
     device_s: float | None = None
     cpu_s: float
     sample_s: Mapping[str, float]
@@ -63,6 +68,10 @@ class Costs:
     def other_cpu_s(self) -> float:
         """Processor time of all that makes no samples."""
         return max(0.0, self.cpu_s - self.making_cpu_s)
+
+    def busy_pct(self, num_cores: int) -> float:
+        """How busy so many cores were."""
+        return min(100.0, 100 * self.cpu_s / max(1e-9, self.wall_s * num_cores))
 
 
 def stage_costs(begin: Mapping[str, float], end: Mapping[str, float]) -> dict[str, float]:
@@ -83,8 +92,9 @@ def clocking_s(begin: Mapping[str, float], end: Mapping[str, float]) -> float:
     """Seconds that the looks at clocks between two `stats()` took: how many, times what one costs here."""
     of_wall, of_cpu = (cost_of_a_look_s(clock) for clock in (time.perf_counter, time.thread_time))
     num_looks = sum(_count(begin, end, stage) for stage in (*STAGES, BUSY))
+    num_looks_of_cpu = sum(_count(begin, end, kind) for kind in OF_PROCESSOR)
     num_batches = end.get("batches", 0) - begin.get("batches", 0)
-    return (num_looks + _LOOKS_A_BATCH * num_batches) * of_wall + _count(begin, end, MAKING_CPU) * of_cpu
+    return (num_looks + _LOOKS_A_BATCH * num_batches) * of_wall + num_looks_of_cpu * of_cpu
 
 
 def cost_of_a_look_s(clock: Callable[[], float]) -> float:

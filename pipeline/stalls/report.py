@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import TrainConfig
-from pipeline.stalls.advice import KEEP_PIXELS, NAMES, Advice, Machine, advise, none_for_short_epochs
-from pipeline.stalls.bound import FIRST_BATCH, PYTHON, Bound, find_bound, find_bound_of_epoch, predicted_s, python_s
-from pipeline.stalls.costs import COMPUTE, COUNTED, LOOP_KINDS, Costs
-from pipeline.stats import BUSY, MAKING_CPU, Lanes
+from pipeline.stalls.advice import NAMES, Advice, Machine, advise, none_for_slow_starts
+from pipeline.stalls.bound import FIRST_BATCH, PYTHON, START, Bound, find_bound_of_starts, predicted_s, python_s
+from pipeline.stalls.costs import COMPUTE, COUNTED, LOOP_KINDS, OF_PROCESSOR, Costs
+from pipeline.stalls.lock import find_bound_or_lock
+from pipeline.stats import BUSY, MAKING_CPU, READ_CPU, Lanes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,8 @@ class StallReport:
             "workers_busy_pct": self._workers_busy_pct,
             "queue_pct": costs.queue_pct,
             "prefetch_queue_pct": costs.prefetch_pct,
-            "cpu_busy_pct": min(100.0, 100 * costs.cpu_s / (costs.wall_s * self.num_cores)),
+            "read_cpu_ms": 1e3 * costs.sample_s[READ_CPU],
+            "cpu_busy_pct": costs.busy_pct(self.num_cores),
             "measuring_pct": 100 * costs.measuring_s / costs.wall_s,
             "rank": self.rank,
             "num_ranks": self.num_ranks,
@@ -74,8 +76,9 @@ class StallReport:
         stages = ", ".join(f"{stage} {1e3 * spent_s:.2f}" for stage, spent_s in self._stages_s.items() if spent_s)
         helps = self.advice.why
         if self.advice.override is not None:
-            when = " once it is full" if self.advice.override == KEEP_PIXELS else ""
-            helps = f"{self.advice.override} would help: up to {self.advice.speedup:.1f} times as fast{when}"
+            helps = (
+                f"{self.advice.override} would help: up to {self.advice.speedup:.1f} times as fast{self.advice.when}"
+            )
         return [
             f"  data-wait  {wait_pct:.1f} % of the training time; compute {compute_pct:.1f} %, "
             f"overhead {overhead_pct:.1f} %",
@@ -96,7 +99,7 @@ class StallReport:
     def _stages_s(self) -> dict[str, float]:
         """Seconds a sample by stage, what lies between them among them."""
         sample_s = self.costs.sample_s
-        return {stage: sample_s[stage] for stage in COUNTED if stage not in (BUSY, MAKING_CPU)} | {
+        return {stage: sample_s[stage] for stage in COUNTED if stage not in (BUSY, *OF_PROCESSOR)} | {
             PYTHON: python_s(sample_s)
         }
 
@@ -130,9 +133,8 @@ def explain(
     if not epochs:
         return None
     weights: dict[tuple[str, str], float] = defaultdict(float)
-    bounds = [find_bound_of_epoch(costs, lanes) for costs in epochs]
-    if 2 * sum(bound.stage == FIRST_BATCH for bound in bounds) <= len(bounds):
-        bounds = [find_bound(costs, lanes) for costs in epochs]  # a slow start is not what bounds the others
+    starts = find_bound_of_starts(epochs, lanes)
+    bounds = [starts or find_bound_or_lock(costs, lanes, machine.num_cores) for costs in epochs]
     for bound, costs in zip(bounds, epochs, strict=True):
         weights[bound.lane, bound.stage] += costs.wall_s
     chosen = max(weights, key=lambda key: weights[key])
@@ -144,8 +146,8 @@ def explain(
         costs=total,
         lanes=lanes,
         bound=bound,
-        advice=none_for_short_epochs()
-        if bound.stage == FIRST_BATCH
+        advice=none_for_slow_starts(bound)
+        if bound.stage in (FIRST_BATCH, START)
         else advise(add_up(like_it), lanes, config, machine),
         predicted_per_sec=total.num_samples / sum(predicted_s(costs, lanes) for costs in epochs),
         measured_per_sec=total.num_samples / total.wall_s,
@@ -178,4 +180,4 @@ def add_up(epochs: Sequence[Costs]) -> Costs:
     )
 
 
-_SUMS = ("num_batches", "num_ahead", "wall_s", "wait_s", "first_batch_s", "cpu_s", "measuring_s")
+_SUMS = ("num_batches", "num_ahead", "wall_s", "wait_s", "first_batch_s", "compute_cpu_s", "cpu_s", "measuring_s")

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.build import Pipeline
 from pipeline.config import ConfigError, TrainConfig
 from pipeline.sources import Source
+from pipeline.stalls.advice import MOST_WORKERS_A_CORE
 from pipeline.training.sizes import training_sizes
 
 
@@ -66,6 +67,21 @@ def check_last_batch(cfg: TrainConfig, *, num_samples: int, world_size: int = 1)
             f"{'transforms.size' if cfg.schedule.sizes is None else 'schedule.sizes'}={smallest}; "
             "set loader.drop_last=true, or another loader.batch_size"
         )
+
+
+def warnings_of_size(cfg: TrainConfig, *, num_local_ranks: int, num_cores: int) -> list[str]:
+    """What is said of more ranks, or workers, than a host of `num_cores` cores has a use for."""
+    warnings = []
+    if num_local_ranks > num_cores:
+        warnings.append(f"warning: {num_local_ranks} ranks share the {num_cores} cores of this host; use fewer")
+    workers = cfg.loader.resolved_num_workers(max(1, num_cores // num_local_ranks))
+    num_threads = workers * cfg.loader.threads_per_worker * num_local_ranks
+    if num_threads > MOST_WORKERS_A_CORE * num_cores:
+        warnings.append(
+            f"warning: loader.num_workers={workers} makes {num_threads} threads or processes on {num_cores} cores; "
+            f"more than {MOST_WORKERS_A_CORE} a core take memory for nothing, also where they wait for storage"
+        )
+    return warnings
 
 
 def sample_of(names: Any) -> str:

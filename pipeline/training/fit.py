@@ -205,10 +205,10 @@ class Fit:
             try:
                 save_checkpoint(self.run_dir / name, state)
             except OSError as error:
-                raise RunError(
-                    f"{self.run_dir / name} could not be saved ({error.strerror}); what was saved before it is whole: "
-                    "make room, and continue the run with resume"
-                ) from error
+                left = "what was saved before it is whole: make room, and continue the run with resume"
+                if not (self.run_dir / LAST).exists():
+                    left = "there is no checkpoint to continue from yet: make room, and begin the run again"
+                raise RunError(f"{self.run_dir / name} could not be saved ({error.strerror}); {left}") from error
         self.learner.world.wait()  # a rank that ends has the others ended, who may be saving still
 
 

@@ -103,6 +103,9 @@ class LoopClock:
 
     def __init__(self, clock: Clock = time.perf_counter, *, device: DeviceClock | None = None) -> None:
         self.lap_s = dict.fromkeys(LOOP_KINDS, 0.0)
+        self.compute_cpu_s = 0.0
+        """Processor time of this thread in steps."""
+        self._step_began_cpu_s = 0.0
         self.num_samples = 0
         """Of this rank, as `num_batches` are: batches without a sample among them."""
         self.num_batches = 0
@@ -132,6 +135,7 @@ class LoopClock:
     def begin_step(self) -> None:
         """A step begins; what went on before it stood beside steps."""
         self.lap(OVERHEAD)
+        self._step_began_cpu_s = time.thread_time()
         if self.device is not None:
             self.device.begin()
 
@@ -139,6 +143,7 @@ class LoopClock:
         """The step was taken, or issued to a device."""
         if self.device is not None:
             self.device.end()
+        self.compute_cpu_s += time.thread_time() - self._step_began_cpu_s
         self.lap(COMPUTE)
 
     def end_waiting_for_device(self) -> None:

@@ -28,10 +28,14 @@ def part_of(cfg: TrainConfig, world: World, earlier: dict[str, Any] | None) -> T
     batch_size, rest = divmod(global_batch_size, world.size)
     if rest:
         raise ConfigError(
-            f"the run's global batch of {global_batch_size} cannot be shared by {world.size} ranks; "
-            "continue it with a number of ranks that divides it"
+            f"the run's global batch of {global_batch_size}, which is kept, cannot be shared by {world.size} ranks; "
+            f"continue it with a number that divides it, such as {_nearest_divisor(global_batch_size, world.size)}"
         )
     return replace(cfg, loader=replace(cfg.loader, batch_size=batch_size))
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    return min((divisor for divisor in range(1, number + 1) if number % divisor == 0), key=lambda d: abs(d - wanted))
 
 
 def check_agreement(world: World, cfg: TrainConfig, run_dir: Path, *, step: int | None) -> None:

@@ -7,11 +7,13 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import ConfigError, TrainConfig
+from pipeline.config.compose import DATA_KINDS
 from pipeline.config.leaves import first_of, leaves
 from pipeline.config.root import AUTO
 from pipeline.launched import is_launched
@@ -49,6 +51,10 @@ def checkpoint_to_continue(cfg: TrainConfig, run_dir: Path) -> Path | None:
         if last.exists() and is_launched():
             return last
         if last.exists():
+            if cfg.debug is not None:
+                raise ConfigError(
+                    f"{run_dir} holds a debug run already; leave out run.name, for a directory of its own, or change it"
+                )
             which = AUTO if cfg.run.name is not None else run_dir
             raise ConfigError(f"{run_dir} holds a run already; add resume={which} to continue it, or change run.name")
         return None
@@ -70,7 +76,7 @@ def refuse_changes(was: Mapping[str, Any], now: Mapping[str, Any], *, run_dir: P
     differences = [
         f"  {key}: was {_shown(before.get(key, _ABSENT))}, is {_shown(after.get(key, _ABSENT))}"
         for key in dict.fromkeys((*before, *after))
-        if not _is_scheduling(key) and before.get(key, _ABSENT) != after.get(key, _ABSENT)
+        if not _is_scheduling(key) and _differs(key, before, after)
     ]
     if not differences:
         return
@@ -121,6 +127,20 @@ def command_to_continue(arguments: Sequence[str], run_dir: Path, *, by_name: boo
 def _quoted(value: str) -> str:
     """`value` as Hydra reads it back from a command line."""
     return value if re.fullmatch(r"[\w./+@%:-]+", value) else "'" + value.replace("'", r"\'") + "'"
+
+
+def _differs(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether `key` is another; not where only one kind of data has it, and it is as nobody set it."""
+    if key in before and key in after:
+        return bool(before[key] != after[key])
+    value = before[key] if key in before else after[key]
+    group, _, name = key.partition(".")
+    return not (group == "data" and any(value == usual for usual in _usual_of_data(name)))
+
+
+def _usual_of_data(name: str) -> list[Any]:
+    """The values that kinds of data give the key `name` where nobody sets it."""
+    return [field.default for kind in DATA_KINDS.values() for field in fields(kind) if field.name == name]
 
 
 def _is_scheduling(key: str) -> bool:

@@ -18,10 +18,11 @@ from pipeline.build import Pipeline, build_pipeline
 from pipeline.config import ConfigError, TrainConfig
 from pipeline.dist import RanksInterrupted, World, join_world, run_ranks
 from pipeline.launched import end_with_agent
+from pipeline.machine import num_cores
 from pipeline.main_script import refuse_while_importing
 from pipeline.training.bad import open_quarantine
 from pipeline.training.build import build_compute, build_learner, choose_num_threads
-from pipeline.training.checks import check_last_batch, num_classes_for, sample_of
+from pipeline.training.checks import check_last_batch, num_classes_for, sample_of, warnings_of_size
 from pipeline.training.compute import Compute, may_use_cuda
 from pipeline.training.curves import draw_curves
 from pipeline.training.debug import DebugRecord
@@ -35,6 +36,7 @@ from pipeline.training.ranks import check_agreement, logging_of_run, part_of
 from pipeline.training.resume import checkpoint_to_continue
 from pipeline.training.samples_sheet import SamplesSheet
 from pipeline.training.sizes import (
+    key_of_size_named,
     last_of_size,
     longest_size,
     size_at,
@@ -132,6 +134,8 @@ def _train(
 ) -> None:
     """Builds everything, begins or goes on from `earlier`, and runs the epochs; `part` is this rank's part of `cfg`."""
     record.start_loggers(first_step=1 if earlier is None else first_step_after(earlier))
+    for warning in warnings_of_size(cfg, num_local_ranks=world.local_size, num_cores=num_cores()):
+        _say(world, warning)
     torch.manual_seed(cfg.run.seed)
     compute = build_compute(cfg, world)
     build = partial(
@@ -144,13 +148,13 @@ def _train(
     # The epoch that the earlier part was in, or had just ended: its state stands for images of that size.
     epoch = 1 if earlier is None else int(earlier["epoch"])
     sized = with_size(part, size_at(cfg, epoch))
-    with (
-        build(sized, split="train", num_epochs=last_of_size(cfg, epoch)) as train_pipeline,
-        build(part, split="val") as val_pipeline,
-    ):
+    with key_of_size_named(cfg, sized.transforms.size):
+        built = build(sized, split="train", num_epochs=last_of_size(cfg, epoch))
+    with built as train_pipeline, build(part, split="val") as val_pipeline:
         num_classes = num_classes_for(cfg, train_pipeline, val_pipeline)
         if cfg.schedule.sizes is not None:
-            train_pipeline.check_size(max(training_sizes(cfg)))
+            with key_of_size_named(cfg, max(training_sizes(cfg))):
+                train_pipeline.check_size(max(training_sizes(cfg)))
         check_last_batch(part, num_samples=train_pipeline.num_samples, world_size=world.size)
         _say(world, _opening_line(cfg, compute, num_classes, train_pipeline, val_pipeline, world))
         fit = Fit(
@@ -168,7 +172,10 @@ def _train(
         )
         if earlier is not None:
             fit.go_on(earlier)
-            _say(world, f"continuing {run_dir} after step {earlier['step']}, in epoch {earlier['epoch']}")
+            _say(
+                world,
+                f"continuing {run_dir} after step {earlier['step']}, in epoch {earlier['epoch']}{_shares(cfg, part)}",
+            )
         elif cfg.init_from is not None:
             put_weights(fit.learner.model, read_weights(Path(cfg.init_from)), path=Path(cfg.init_from))
         if earlier is None and cfg.resume is not None:
@@ -229,6 +236,13 @@ def _num_threads(cfg: TrainConfig, earlier: dict[str, Any] | None, world: World)
     return choose_num_threads(cfg)
 
 
+def _shares(cfg: TrainConfig, part: TrainConfig) -> str:
+    """What another number of ranks makes of the global batch, which is kept."""
+    if part.loader.batch_size == cfg.loader.batch_size:
+        return ""
+    return f"; a rank takes {part.loader.batch_size} samples of a step, as the run's global batch is kept"
+
+
 def _say(world: World, line: str) -> None:
     if world.is_first:
         sys.stderr.write(line + "\n")
@@ -249,6 +263,8 @@ def _opening_line(
         line += f", in each of {world.size} ranks"
     if train_pipeline.keeps is not None:
         line += f", a cache of {train_pipeline.keeps}"
+    if len(np.unique(train_pipeline.source.labels)) == 1:
+        line += "\nwarning: all training images are of one class: whatever the model answers, it is right"
     unseen = np.setdiff1d(val_pipeline.source.labels, train_pipeline.source.labels)
     if len(unseen):
         names = train_pipeline.source.class_names or [str(number) for number in range(num_classes)]

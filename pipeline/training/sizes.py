@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
+from pipeline.build_loader import NoRoomError
 from pipeline.config import TrainConfig
 
 
@@ -33,6 +36,17 @@ def longest_size(cfg: TrainConfig) -> int:
 def with_size(cfg: TrainConfig, size: int) -> TrainConfig:
     """`cfg` with training images of `size` throughout, and evaluation's too."""
     return replace(cfg, transforms=replace(cfg.transforms, size=size), schedule=replace(cfg.schedule, sizes=None))
+
+
+@contextmanager
+def key_of_size_named(cfg: TrainConfig, size: int) -> Iterator[None]:
+    """Has a NoRoomError of the block, where training images are of `size`, name the key that says so."""
+    try:
+        yield
+    except NoRoomError as error:
+        if cfg.schedule.sizes is None:
+            raise
+        raise NoRoomError(error.needs, size_key=f"the {size} pixels in schedule.sizes") from None
 
 
 def sizes_in_words(cfg: TrainConfig) -> str:

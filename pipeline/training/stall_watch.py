@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -66,6 +67,7 @@ class StallWatch:
             num_cores=cores_per_rank(),
             computes=self._device.type == "cpu",
             num_threads=torch.get_num_threads(),
+            num_epochs=num_epochs_of(self._pipeline, config),
             # Of several hosts each fills a store of its own, in more epochs than two.
             keeps_pixels=lambda: (
                 may_read and self._world.local_size == self._world.size and reuses_pixels(self._pipeline, config)
@@ -78,11 +80,15 @@ class StallWatch:
             return None
 
 
+def num_epochs_of(pipeline: Pipeline, config: TrainConfig) -> float:
+    """Epochs, or a part of one, that a run of `config` has."""
+    max_steps = config.run.max_steps
+    return min(config.schedule.epochs, math.inf if max_steps is None else max_steps / len(pipeline))
+
+
 def reuses_pixels(pipeline: Pipeline, config: TrainConfig) -> bool:
     """Whether a cache would hold every sample decoded, and a run of `config` would ask for each of them again."""
-    num_epochs: float = config.schedule.epochs
-    if config.run.max_steps is not None:
-        num_epochs = min(num_epochs, config.run.max_steps / len(pipeline))
+    num_epochs = num_epochs_of(pipeline, config)
     return num_epochs >= 2 and not pipeline.with_replacement and pipeline.could_keep_pixels(config.cache)
 
 
@@ -102,6 +108,7 @@ def _costs(
         wait_s=spent.wait_s,
         first_batch_s=spent.first_batch_s if spent.num_batches else 0.0,
         loop_s=dict(spent.lap_s),
+        compute_cpu_s=spent.compute_cpu_s,
         device_s=None if spent.device is None else spent.device.spent_s,
         cpu_s=cpu_s,
         sample_s=stage_costs(before, after),

@@ -68,8 +68,11 @@ def tune(cfg: TrainConfig, run_dir: Path, say: Callable[[str], None]) -> TrainCo
     null, is left as it is. Writes `tuned.json` into `run_dir`. Sets torch's number of threads and draws from its
     generator.
     """
+    if not _has_choice(cfg):
+        say("tune=true has nothing to choose: workers, run.num_threads and a store are set; nothing is measured")
+        return cfg
     began_s = time.monotonic()
-    choice = _choose(cfg, began_s)
+    choice = _choose(cfg, began_s, say)
     for line in choice.lines():
         say(line)
         _log.info(line)
@@ -88,7 +91,14 @@ def apply_tuned(cfg: TrainConfig, run_dir: Path) -> TrainConfig:
     return _applied(cfg, Cell(**chosen["cell"]), keeps_pixels=chosen["keeps_pixels"])
 
 
-def _choose(cfg: TrainConfig, began_s: float) -> Choice:
+def _has_choice(cfg: TrainConfig) -> bool:
+    """Whether anything is left open that tuning chooses."""
+    has_store = cfg.cache.policy is not CachePolicy.none or cfg.preload.mode is not PreloadMode.none
+    return cfg.loader.num_workers == "auto" or cfg.run.num_threads is None or not has_store
+
+
+def _choose(cfg: TrainConfig, began_s: float, say: Callable[[str], None]) -> Choice:
+    say("tuning: measuring what a sample and a step cost here")
     compute, num_cores = build_compute(cfg), cores_per_rank()
     in_processes = cfg.loader.backend is Backend.processes or (
         cfg.loader.backend is Backend.auto and compute.device.type != "cpu"
@@ -101,6 +111,7 @@ def _choose(cfg: TrainConfig, began_s: float) -> Choice:
             num_cores=num_cores,
             computes=compute.device.type == "cpu",
             num_threads=usual.num_threads,
+            num_epochs=cfg.schedule.epochs,
             keeps_pixels=trials.keeps_pixels,
         )
         keeps_pixels = may_keep_pixels(served.costs, cfg, machine) and _gains(served, cells)
@@ -108,11 +119,12 @@ def _choose(cfg: TrainConfig, began_s: float) -> Choice:
         if is_kept:
             served = served.with_kept_pixels()
         tried = shortlist(cells, served, beside=usual, count=NUM_CELLS)
-        # A store would have to be filled for every trial: there the costs decide.
-        measured: dict[Cell, list[float]] = {} if is_kept else {cell: [] for cell in tried}
-        for number in range(NUM_ROUNDS):
+        # A store would have to be filled for every trial: there the costs decide, and with one cell nothing has to.
+        measured: dict[Cell, list[float]] = {} if is_kept or len(tried) == 1 else {cell: [] for cell in tried}
+        for number in range(NUM_ROUNDS if measured else 0):
             if number and time.monotonic() - began_s > MOST_S:
                 break
+            say(f"tuning: trying {len(tried)} settings, round {number + 1} of {NUM_ROUNDS} at most")
             for cell, rates in measured.items():
                 rates.append(trials.measure(cell))
     by_costs = {cell: served.per_sec(cell) for cell in tried}
