@@ -118,6 +118,11 @@ class Pipeline:
         return self._loader.batch_size
 
     @property
+    def num_crops(self) -> int:
+        """Images of a batch that are of one sample."""
+        return self._loader.num_crops
+
+    @property
     def num_workers(self) -> int:
         """Workers that make batches; 0 when the consumer's thread does."""
         return self._loader.num_workers

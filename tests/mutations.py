@@ -2026,15 +2026,15 @@ MUTATIONS = [
     Mutation(
         "count crops where images are counted",
         "loader/loader.py",
-        "        num_samples = len(batch.ids) // self._num_crops\n",
+        "        num_samples = len(batch.ids) // self.num_crops\n",
         "        num_samples = len(batch.ids)\n",
         "test_crops.py::test_an_epoch_has_every_image_once_and_a_state_counts_images",
     ),
     Mutation(
         "give the labels of other images to crops",
         "loader/loader.py",
-        "np.repeat(values, self._num_crops, axis=0)",
-        "np.concatenate([values] * self._num_crops)",
+        "np.repeat(values, self.num_crops, axis=0)",
+        "np.concatenate([values] * self.num_crops)",
         "test_crops.py::test_every_crop_is_what_its_own_draws_make_of_the_image",
     ),
     Mutation(

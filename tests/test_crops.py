@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from runs import short_run
 
 from pipeline.build import build_pipeline
 from pipeline.config import (
@@ -29,6 +32,8 @@ from pipeline.config import (
 from pipeline.decode import Scratch
 from pipeline.draws import draws
 from pipeline.loader.batch import Batch
+from pipeline.stalls import stage_costs
+from pipeline.training.run import train
 from pipeline.transforms import SampleTransform
 
 CROPS = 3
@@ -164,3 +169,24 @@ def test_what_would_not_be_several_crops_is_refused() -> None:
         Transforms(crops_per_image=2, augment="none")
     with pytest.raises(ConfigError, match=r"crops_per_image"):
         Transforms(crops_per_image=0)
+
+
+def test_the_stall_report_counts_crops_throughout(images: Path, tmp_path: Path) -> None:
+    cfg = short_run(images)
+    train(replace(cfg, transforms=replace(cfg.transforms, crops_per_image=8)), tmp_path)
+    stalls = json.loads((tmp_path / "summary.json").read_text())["stalls"]
+    # One thread makes the crops and trains on them: it cannot make more in a second than it has time for.
+    assert stalls["worker_ms"] * stalls["measured_samples_per_sec"] < 1000
+
+
+def test_stages_of_an_image_are_shared_by_its_crops_and_what_moves_batches_counts_crops() -> None:
+    end = {
+        "busy_count": 10,
+        "busy_ms": 6.0,
+        "decode_count": 10,
+        "decode_ms": 3.0,
+        "transfer_count": 30,
+        "transfer_ms": 1.0,
+    }
+    costs = stage_costs({}, end, num_crops=3)
+    assert (costs["busy"], costs["decode"], costs["transfer"]) == pytest.approx((0.002, 0.001, 0.001))

@@ -114,8 +114,17 @@ def test_runs_that_were_killed_go_on_and_finished_ones_are_not_run_again(images:
     assert main(["transforms.decode=full,scaled", "--dir", str(directory)]) == 2, "another question"
 
 
+def test_a_wrong_value_is_told_before_the_other_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = tmp_path / "runs"
+    assert main(["transforms.resize=exact,fasst", "data=tiny", "--dir", str(directory)]) == 2
+    assert "did you mean fast?" in capsys.readouterr().err
+    assert not directory.exists()
+
+
 def test_a_run_that_fails_is_told_with_its_last_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["transforms.resize=exact,fast", "data=folder", "data.root=/nowhere", "--dir", str(tmp_path)]) == 2
+    (tmp_path / "data").mkdir()
+    folder = ["data=folder", f"data.root={tmp_path / 'data'}"]
+    assert main(["transforms.resize=exact,fast", *folder, "--dir", str(tmp_path / "runs")]) == 2
     error = capsys.readouterr().err
     assert "0-exact-0 ended with code" in error
-    assert "data.root is not a directory: /nowhere" in error
+    assert "has no class directories" in error

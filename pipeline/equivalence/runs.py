@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import ConfigError
+from pipeline.doctor.configuration import compose_run
 from pipeline.training.resume import LAST
 
 METRIC = "eval_top1"
@@ -58,6 +59,8 @@ def run_pairs(question: Question, directory: Path, say: Callable[[str], None]) -
 
     Raises ConfigError where `directory` has runs of another question, RuntimeError where a run fails.
     """
+    for value in (question.first, question.second):  # or a wrong one would be told of after the other's first run
+        compose_run([*question.overrides, f"{question.key}={value}"], cwd=Path.cwd())
     _claim(question, directory)
     for seed in range(sys.maxsize):
         # One after the other, so that what changes on the machine changes for both.

@@ -81,7 +81,7 @@ class Loader:
         self._on_bad = on_bad
         self._pin = pin
         self._channels_last = channels_last
-        self._num_crops = num_crops
+        self.num_crops = num_crops
         self._row = (row_shape, row_dtype)
         self._read_ahead = read_ahead and executor.num_workers > 0
         self._num_epochs = num_epochs
@@ -274,7 +274,7 @@ class Loader:
         if self._executor.num_workers:
             self._submit_ahead()
         took_s = time.perf_counter() - began
-        num_samples = len(batch.ids) // self._num_crops
+        num_samples = len(batch.ids) // self.num_crops
         self.stats_counters.handed_over(num_samples, took_s, num_ready=num_ready)
         clock.add(COLLATE, took_s - waited_s - (clock.seconds[BUSY] - made_s), num_samples)
         return batch
@@ -294,9 +294,9 @@ class Loader:
         self.stats_counters.copied_batches += is_copied
         images = torch.from_numpy(rows)
         labels, ids, draws = plan.labels, plan.ids, plan.draws
-        if self._num_crops > 1:
+        if self.num_crops > 1:
             images = images.flatten(0, 1)  # and not the array, on which the slot's finalizer sits
-            labels, ids = (np.repeat(values, self._num_crops, axis=0) for values in (labels, ids))
+            labels, ids = (np.repeat(values, self.num_crops, axis=0) for values in (labels, ids))
             draws = draws.reshape(len(ids), -1)
         self._handed = (plan.epoch, plan.step + 1)
         return Batch(

@@ -74,8 +74,8 @@ class Costs:
         return min(100.0, 100 * self.cpu_s / max(1e-9, self.wall_s * num_cores))
 
 
-def stage_costs(begin: Mapping[str, float], end: Mapping[str, float]) -> dict[str, float]:
-    """Seconds a sample by stage between two `stats()` of a pipeline.
+def stage_costs(begin: Mapping[str, float], end: Mapping[str, float], *, num_crops: int = 1) -> dict[str, float]:
+    """Seconds a sample that the loop had, by stage, between two `stats()` of a pipeline with `num_crops` of an image.
 
     A stage that some samples need not go through (a cache had them) is spread over all that were made, which `busy`
     counts; what is done for a batch, over the samples that it was done for.
@@ -84,7 +84,8 @@ def stage_costs(begin: Mapping[str, float], end: Mapping[str, float]) -> dict[st
     costs = {}
     for stage in COUNTED:
         num_samples = max(1.0, _count(begin, end, stage)) if stage in (COLLATE, TRANSFER) else num_made
-        costs[stage] = (_spent_s(end, stage) - _spent_s(begin, stage)) / num_samples
+        of_each = 1 if stage == TRANSFER else num_crops  # a prefetcher counts what it moves
+        costs[stage] = (_spent_s(end, stage) - _spent_s(begin, stage)) / (num_samples * of_each)
     return costs
 
 

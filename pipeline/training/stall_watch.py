@@ -103,7 +103,7 @@ def _costs(
     return Costs(
         num_samples=spent.num_samples,
         num_batches=spent.num_batches,
-        num_ahead=int(before.get(f"{BUSY}_count", 0) - before["samples"]),
+        num_ahead=int(before.get(f"{BUSY}_count", 0) - before["samples"]) * pipeline.num_crops,
         wall_s=spent.wall_s,
         wait_s=spent.wait_s,
         first_batch_s=spent.first_batch_s if spent.num_batches else 0.0,
@@ -111,7 +111,7 @@ def _costs(
         compute_cpu_s=spent.compute_cpu_s,
         device_s=None if spent.device is None else spent.device.spent_s,
         cpu_s=cpu_s,
-        sample_s=stage_costs(before, after),
+        sample_s=stage_costs(before, after, num_crops=pipeline.num_crops),
         queue_pct=occupancy_pct("ready_batches", "batches", pipeline.lanes.queue_batches),
         prefetch_pct=occupancy_pct("prefetched_batches", "prefetcher_batches", pipeline.lanes.prefetched_batches),
     )

@@ -68,7 +68,7 @@ class Trials:
         while time.perf_counter() - began_s < SERVE_S:
             held = next(batches)
         wall_s, cpu_s, after = time.perf_counter() - began_s, time.process_time() - began_cpu_s, pipeline.stats()
-        num_samples = int(after["samples"] - before["samples"])
+        num_samples = int(after["samples"] - before["samples"]) * self._alone.num_crops
         steps = {count: self._step_costs(held, count) for count in thread_counts}
         return Served(
             costs=Costs(
@@ -77,7 +77,7 @@ class Trials:
                 wall_s=wall_s,
                 wait_s=wall_s,
                 cpu_s=cpu_s,
-                sample_s=stage_costs(before, after),
+                sample_s=stage_costs(before, after, num_crops=self._alone.num_crops),
             ),
             sample_cpu_s=cpu_s / num_samples,
             step_s={count: wall_s for count, (wall_s, _) in steps.items()},
