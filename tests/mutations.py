@@ -2143,6 +2143,13 @@ MUTATIONS = [
         "test_sizes.py::test_a_size_that_memory_has_no_room_for_is_refused_before_the_first_step",
     ),
     Mutation(
+        "take what an image costs for what each of its crops does",
+        "training/stall_watch.py",
+        "num_crops=pipeline.num_crops)",
+        "num_crops=1)",
+        "test_crops.py::test_the_stall_report_counts_crops_throughout",
+    ),
+    Mutation(
         "write URLs with their queries into an index",
         "sources/tar_index.py",
         "return shard if remote is None else",
