@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_SECONDS = 60
+MAX_TRIES = 3
+"""Of a test that hangs."""
 NUM_AT_ONCE = 2  # most tests wait for processes half of their time
 FAILED = "failed.txt"
 CONTROL = "(no edit: every test passes)"
@@ -2348,9 +2350,12 @@ def check(mutation: Mutation) -> str:
     if source.count(mutation.old) != 1:
         return f"the text to change stands {source.count(mutation.old)} times in {mutation.file}"
     edit = (mutation.file, source.replace(mutation.old, mutation.new))
-    code, _ = run_tests([mutation.test], edit=edit)
-    if code == -signal.SIGALRM:  # it hung: by the breakage, then it will again, or by a library that was forked
+    for _ in range(MAX_TRIES):
         code, _ = run_tests([mutation.test], edit=edit)
+        if (
+            code != -signal.SIGALRM
+        ):  # else it hung: by the breakage, then it will again, or by a library that was forked
+            break
     # pytest's exit codes: 1 is a failed test; 4 and 5 say that the test was not found, 2 that it could not run.
     return "caught" if code == 1 else f"not caught (exit code {code} of {mutation.test})"
 

@@ -142,7 +142,7 @@ def test_class_balanced_sampling_shows_rare_classes_as_often(jpegs: list[Path]) 
         ({"backend": "process"}, r"loader\.backend has no choice 'process'; did you mean processes"),
         ({"on_error": "drop"}, r"data\.on_error has no choice 'drop'"),
         ({"threads_per_worker": 2}, r"loader\.threads_per_worker=2 is for worker processes"),
-        ({"num_workers": -1}, r"loader\.num_workers must be >= 0, got -1"),
+        ({"num_workers": -1}, r"loader\.num_workers must be auto or a whole number >= 0, got -1"),
         ({"batch_size": 0}, r"loader\.batch_size must be >= 1, got 0"),
         ({"augment": "strong"}, r"transforms\.augment has no choice 'strong'"),
         ({"cache_policy": "flu"}, "did you mean lru"),

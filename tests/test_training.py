@@ -79,7 +79,7 @@ class ListPipeline:
         labels = [batch_labels.numpy() for _, batch_labels in batches]
         self.source = SimpleNamespace(labels=np.concatenate([np.empty(0, np.int64), *labels]), class_names=class_names)
         self.num_samples = len(self.source.labels)
-        self.num_workers = 0
+        self.num_workers, self.num_crops = 0, 1
         self.with_replacement = False
         self.bad = None
         self.workers, self.keeps = "no workers", None
