@@ -200,6 +200,11 @@ def test_a_run_goes_on_wherever_colours_are_made(images: Path) -> None:
         )
 
     with build_pipeline(config(Place.worker)) as pipeline:
-        state = pipeline.state_dict()
+        batches = iter(pipeline)
+        next(batches)
+        state, expected = pipeline.state_dict(), next(batches)
     with build_pipeline(config(Place.device)) as pipeline:
         pipeline.load_state_dict(state)
+        found = next(iter(pipeline))
+    assert torch.equal(found.ids, expected.ids)
+    assert (found.images - expected.images).abs().max().item() * 0.23 < 1e-5
