@@ -86,8 +86,8 @@ MUTATIONS = [
     Mutation(
         "give copies of an id the same draws",
         "loader/order.py",
-        "positions if self.sampler.with_replacement else np.zeros_like(positions)",
-        "np.zeros_like(positions)",
+        "positions if self.sampler.with_replacement else 0",
+        "0",
         "test_loader.py::test_copies_of_an_id_in_an_epoch_have_draws_of_their_own",
     ),
     Mutation(

@@ -6,6 +6,8 @@ upright 8-bit RGB; on plain JPEGs they are bit-identical, so which one was used 
 
 from __future__ import annotations
 
+from time import perf_counter
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,6 +29,7 @@ __all__ = [
     "ThreadScratch",
     "count_decoded",
     "decode",
+    "decode_counted",
     "inspect",
 ]
 
@@ -82,6 +85,24 @@ def decode(
     if info.orientation == 1:
         return pixels
     return upright(pixels, info.orientation, scratch.pixels("upright", (height, width, 3)))
+
+
+def decode_counted(
+    sample: bytes | NDArray[np.uint8], scratch: Scratch, clock: StageClock | None, *, rendering: Rendering = _USUAL
+) -> NDArray[np.uint8]:
+    """The pixels of `sample`: itself if it is pixels, else decoded whole, and counted where there is a clock.
+
+    Raises:
+        BadImageError: the image cannot be decoded; the message says why.
+    """
+    if isinstance(sample, np.ndarray):
+        return sample
+    started = perf_counter()
+    info = inspect(sample)
+    pixels = decode(sample, info, scratch, rendering=rendering)
+    if clock is not None:
+        count_decoded(clock, info, perf_counter() - started)
+    return pixels
 
 
 def count_decoded(clock: StageClock, info: ImageInfo, spent_s: float) -> None:

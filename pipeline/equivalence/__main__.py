@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from pathlib import Path
 from pipeline.config import ConfigError
 from pipeline.equivalence.runs import METRIC, Pair, Question, run_pairs
 from pipeline.equivalence.tost import Equivalence, judge
+from pipeline.training.replacing import replace_json
 
 _EXAMPLES = """\
 python -m pipeline.equivalence transforms.resize=exact,fast data=folder data.root=DIR
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     found = judge([pair.difference_pct for pair in pairs], num_first=given.first, margin=given.margin)
     told = {"question": asdict(question), "metric": METRIC, "is_shown": found.is_shown, **asdict(found)}
     told["pairs"] = [asdict(pair) for pair in pairs]
-    (given.dir / "equivalence.json").write_text(json.dumps(told, indent=2) + "\n")
+    replace_json(given.dir / "equivalence.json", told)
     sys.stdout.write(in_words(question, found) + "\n")
     return 0 if found.is_shown else 1
 

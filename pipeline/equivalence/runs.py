@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.config import ConfigError
 from pipeline.doctor.configuration import compose_run
+from pipeline.training.replacing import replace_json
 from pipeline.training.resume import LAST
 
 METRIC = "eval_top1"
@@ -86,7 +87,7 @@ def _claim(question: Question, directory: Path) -> None:
     if path.exists() and (earlier := json.loads(path.read_text())) != asked:
         raise ConfigError(f"{directory} has runs of another question, {earlier}; give another --dir")
     directory.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asked, indent=2) + "\n")
+    replace_json(path, asked)
 
 
 def _reached(question: Question, value: str, seed: int, run_dir: Path) -> float:

@@ -76,7 +76,7 @@ class Order:
         )
         ids = self.sampler.ids(epoch, positions)
         # An id comes twice in an epoch only when drawn with replacement; its position then tells the copies apart.
-        occurrence = positions if self.sampler.with_replacement else np.zeros_like(positions)
+        occurrence = positions if self.sampler.with_replacement else 0
         own = [
             draws(self.seed, epoch, ids, self.num_draws, occurrence * self.num_crops + crop)
             for crop in range(self.num_crops)

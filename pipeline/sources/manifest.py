@@ -88,7 +88,7 @@ class _Rows:
 
 
 def _pack(tables: Sequence[_Rows]) -> Arrays:
-    return next(iter(tables)).columns
+    return tables[0].columns
 
 
 def _unpack(arrays: Arrays, identities: list[Identity]) -> Iterator[_Rows]:

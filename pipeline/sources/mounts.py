@@ -5,23 +5,9 @@ from __future__ import annotations
 import os
 
 _KEEP_TIMES = (
-    *(
-        "ext2",
-        "ext3",
-        "ext4",
-        "xfs",
-        "btrfs",
-        "zfs",
-        "f2fs",
-        "bcachefs",
-        "jfs",
-        "reiserfs",
-        "apfs",
-        "hfs",
-        "ntfs",
-        "ntfs3",
-    ),
-    *("overlay", "aufs", "tmpfs", "ramfs", "squashfs", "erofs", "iso9660", "udf", "fuseblk", "9p", "virtiofs"),
+    *("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "jfs", "reiserfs"),
+    *("apfs", "hfs", "ntfs", "ntfs3", "fuseblk"),
+    *("overlay", "aufs", "tmpfs", "ramfs", "squashfs", "erofs", "iso9660", "udf", "9p", "virtiofs"),
     *("nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "fuse.glusterfs"),
 )
 """Whose directories have another time after an entry came or went: not FAT's, nor those of buckets mounted by FUSE."""

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.decode import Rendering, Scratch, count_decoded, decode, inspect
+from pipeline.decode import Rendering, Scratch, decode_counted
 from pipeline.draws import key
 from pipeline.stats import StageClock
 from pipeline.transforms.sample import shrink_to
@@ -142,16 +142,8 @@ class CallableTransform:
             TypeError: the callable's result is of another kind or dtype.
             Exception: whatever the callable raises, as it is.
         """
+        pixels = decode_counted(sample, scratch, clock, rendering=self._rendering)
         started = perf_counter()
-        if isinstance(sample, np.ndarray):
-            pixels = sample
-        else:
-            info = inspect(sample)
-            pixels = decode(sample, info, scratch, rendering=self._rendering)
-            decoded = perf_counter()
-            if clock is not None:
-                count_decoded(clock, info, decoded - started)
-            started = decoded
         result = self._result(shrink_to(pixels, self._max_side), draws)
         self._row.write(_planes(result), out)
         if clock is not None:

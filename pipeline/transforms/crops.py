@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Transforms
-from pipeline.decode import Scratch, count_decoded, decode, inspect
+from pipeline.decode import Scratch, decode_counted
 from pipeline.stats import StageClock
-from pipeline.transforms.sample import SampleTransform, rendering_of
+from pipeline.transforms.sample import SampleTransform, rendering_of, shrink_to
 
 
 class CropsTransform:
@@ -25,7 +25,7 @@ class CropsTransform:
 
     def __init__(self, options: Transforms, *, normalise: bool, memory_format: str = "channels_last") -> None:
         self._one = SampleTransform(options, normalise=normalise, memory_format=memory_format)
-        self._rendering = rendering_of(options)
+        self._rendering, self._max_side = rendering_of(options), options.max_side
         self.num_crops = options.crops_per_image
         self.num_draws = self.num_crops * self._one.num_draws
         self.channels_last = self._one.channels_last
@@ -45,16 +45,9 @@ class CropsTransform:
         Raises:
             ValueError: `sample` cannot be decoded; the message says why.
         """
+        pixels = decode_counted(sample, scratch, clock, rendering=self._rendering)
         started = perf_counter()
-        if isinstance(sample, np.ndarray):
-            pixels = sample
-        else:
-            info = inspect(sample)
-            pixels = decode(sample, info, scratch, rendering=self._rendering)
-            decoded = perf_counter()
-            if clock is not None:
-                count_decoded(clock, info, decoded - started)
-            started = decoded
+        pixels = shrink_to(pixels, self._max_side)
         for own, row in zip(draws.reshape(self.num_crops, -1), out, strict=True):
             self._one(pixels, own, row, scratch)
         if clock is not None:

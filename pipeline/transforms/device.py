@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config import Transforms
-from pipeline.transforms.finish import Finish
-from pipeline.transforms.sample import finish_column
+from pipeline.transforms.sample import policy_and_finish
 
 
 class BatchTransform:
@@ -22,8 +21,8 @@ class BatchTransform:
     """
 
     def __init__(self, options: Transforms) -> None:
-        self._finish = Finish(options, first_column=finish_column(options))
-        self.num_draws = finish_column(options) + self._finish.num_draws
+        _, self._finish = policy_and_finish(options)
+        self.num_draws = self._finish.end_column
         mean, std = np.asarray(options.mean), np.asarray(options.std)
         self._scale, self._bias = (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
 
@@ -57,12 +56,13 @@ def _blur(images: Tensor, rows: NDArray[np.int64], kernels: NDArray[np.float32])
     taps = _on(kernels, images)[:, :, None, None, None].unbind(1)
     radius = len(taps) // 2
     at = _on(rows, images)
+    blurred = images[at]
     for dim, margins in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):
-        padded = torch.nn.functional.pad(images[at], margins, mode="reflect")
-        blurred = torch.zeros_like(images[at])
+        padded = torch.nn.functional.pad(blurred, margins, mode="reflect")
+        blurred = torch.zeros_like(blurred)
         for shift, tap in enumerate(taps):
             blurred.addcmul_(padded.narrow(dim, shift, images.shape[dim]), tap)
-        images[at] = blurred
+    images[at] = blurred
 
 
 def _erase(images: Tensor, rows: NDArray[np.int64], boxes: NDArray[np.int64]) -> None:

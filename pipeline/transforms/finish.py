@@ -25,7 +25,9 @@ class Finish:
         self.blur = Blur(options, first_column=column)
         column += self.blur.num_draws
         self.erasing = Erasing(options, first_column=column)
-        self.num_draws = column + self.erasing.num_draws - first_column
+        self.end_column = column + self.erasing.num_draws
+        """The column behind its last one: draws of all that is done to a sample."""
+        self.num_draws = self.end_column - first_column
 
 
 class WorkerFinish:

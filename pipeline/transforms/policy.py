@@ -49,7 +49,8 @@ _OPERATIONS: dict[str, Operation] = {
     "equalize": lambda image, _: ImageOps.equalize(image),
 }
 _WITHOUT_MAGNITUDE = frozenset({"identity", "autocontrast", "equalize"})
-_SIGNED = frozenset(list(_OPERATIONS)[1:10])
+_NAMES = tuple(_OPERATIONS)
+_SIGNED = frozenset(_NAMES) - _WITHOUT_MAGNITUDE - {"posterize", "solarize"}
 
 
 def _magnitude(name: str, policy: Policy, size: int, number: int) -> float:
@@ -104,6 +105,6 @@ class DrawnPolicy:
             pixels[:] = np.asarray(image)
 
     def _one(self, which: float, number: int, sign: float) -> tuple[str, float]:
-        name = list(_OPERATIONS)[int(which * len(_OPERATIONS))]
+        name = _NAMES[int(which * len(_NAMES))]
         magnitude = _magnitude(name, self._policy, self._size, number)
         return name, math.copysign(magnitude, sign - 0.5) if name in _SIGNED else magnitude

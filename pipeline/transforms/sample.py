@@ -70,16 +70,11 @@ def flip_column(options: Transforms) -> int | None:
     return RANDOM_CROP_DRAWS if options.augment != "none" and options.flip > 0 else None
 
 
-def policy_of(options: Transforms) -> DrawnPolicy:
-    """The policy of `options`, whose draws come after the crop's and the flip's."""
-    return DrawnPolicy(options, first_column=RANDOM_CROP_DRAWS + (flip_column(options) is not None))
-
-
-def finish_column(options: Transforms) -> int:
-    """The first column of draws that `Finish` uses: after the crop's, the flip's and the policy's."""
-    if options.augment == "none":
-        return 0
-    return RANDOM_CROP_DRAWS + (flip_column(options) is not None) + policy_of(options).num_draws
+def policy_and_finish(options: Transforms) -> tuple[DrawnPolicy, Finish]:
+    """What `options` do to a crop; their draws come after the crop's and the flip's, in this order."""
+    column = RANDOM_CROP_DRAWS + (flip_column(options) is not None) if options.augment != "none" else 0
+    policy = DrawnPolicy(options, first_column=column)
+    return policy, Finish(options, first_column=column + policy.num_draws)
 
 
 class _Plan(NamedTuple):
@@ -124,9 +119,8 @@ class SampleTransform:
         self._scaled = options.decode == "scaled"
         self._rendering = rendering_of(options)
         self._flip_column = flip_column(options)
-        self._policy = policy_of(options)
-        finish = Finish(options, first_column=finish_column(options))
-        self.num_draws = finish_column(options) + finish.num_draws
+        self._policy, finish = policy_and_finish(options)
+        self.num_draws = finish.end_column
         size = options.size
         planes = normalise and memory_format == "contiguous"
         self._resized_shape = (size, size, 3)

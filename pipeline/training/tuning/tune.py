@@ -18,7 +18,7 @@ from pipeline.machine import cores_per_rank
 from pipeline.stalls import Machine
 from pipeline.stalls.advice import WORTH_IT, may_keep_pixels
 from pipeline.training.build import build_compute, choose_num_threads
-from pipeline.training.replacing import replacing
+from pipeline.training.replacing import replace_json
 from pipeline.training.tuning.cell import Cell, Served, all_cells, shortlist
 from pipeline.training.tuning.trial import Trials, configured
 
@@ -77,8 +77,7 @@ def tune(cfg: TrainConfig, run_dir: Path, say: Callable[[str], None]) -> TrainCo
         say(line)
         _log.info(line)
     run_dir.mkdir(parents=True, exist_ok=True)
-    with replacing(run_dir / FILE) as file:
-        file.write((json.dumps(_as_json(choice), indent=2) + "\n").encode())
+    replace_json(run_dir / FILE, _as_json(choice))
     return _applied(cfg, choice.cell, keeps_pixels=choice.keeps_pixels)
 
 
