@@ -1,4 +1,4 @@
-"""TrivialAugment and RandAugment: what torchvision's do on PIL to the bit, each image by draws of its own."""
+"""TrivialAugment, at some of its magnitudes, and RandAugment: torchvision's on PIL to the bit, drawn by image."""
 
 from __future__ import annotations
 

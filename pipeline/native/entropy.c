@@ -7,7 +7,7 @@
 /* A code has 16 bits at most and a value 15, so that a block of damaged ones ends within BLOCK_BYTES. */
 enum { RUN_ENDS = 64, BLOCK_BYTES = 256 };
 
-/* The head of libjpeg's own struct, the same from version 6b to libjpeg-turbo 3.1. */
+/* The head of libjpeg's own struct, which no public header has: as in libjpeg-turbo 2.1.5, the only one tried. */
 struct jpeg_entropy_decoder {
     void (*start_pass)(j_decompress_ptr jpeg);
     boolean (*decode_mcu)(j_decompress_ptr jpeg, JBLOCKROW *blocks);

@@ -1,4 +1,7 @@
-"""TrivialAugment and RandAugment: operations of Pillow's, drawn for each image. Torchvision's on PIL, to the bit.
+"""TrivialAugment and RandAugment: operations of Pillow's, drawn for each image.
+
+RandAugment is torchvision's on PIL to the bit. So is TrivialAugment but for magnitudes that torchvision rounds
+otherwise: of 31, translation at 15 (a pixel more), brightness at -10, and solarize at 8, 10, 20 and 22.
 
 Müller and Hutter, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation", ICCV 2021, its wide space;
 Cubuk and others, "RandAugment: Practical Automated Data Augmentation", NeurIPS 2020, with two operations of magnitude 9
