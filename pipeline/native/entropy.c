@@ -32,17 +32,20 @@ static code_t code_of(unsigned length, unsigned value, int is_ac) {
     return (length + size) | size << 8 | length << 16 | (is_end ? RUN_ENDS : run) << 24;
 }
 
-/* Of a pair, how many places of the block both take; RUN_ENDS more where the second ends it. */
-static inline unsigned places_of(code_t pair) { return pair >> 24; }
+/* Of one or two codes, how many places of the block they take; RUN_ENDS more where the last one ends it. */
+static inline unsigned places_of(code_t codes) { return codes >> 24; }
+
+static inline unsigned places_after(code_t code) { return run_of(code) + (run_of(code) != RUN_ENDS); }
 
 static void make_pairs(table_t *table) {
     const unsigned mask = (1 << LOOKED_AT) - 1;
     for (unsigned bits = 0; bits <= mask; bits++) {
         const code_t first = table->codes[bits], second = table->codes[bits << num_bits_of(first) & mask];
-        const int is_known = first != 0 && run_of(first) != RUN_ENDS && second != 0 &&
-                             num_bits_of(first) + code_bits_of(second) <= LOOKED_AT;
-        const unsigned places = run_of(first) + 1 + run_of(second) + (run_of(second) != RUN_ENDS);
-        table->pairs[bits] = is_known ? (num_bits_of(first) + num_bits_of(second)) | places << 24 : 0;
+        const int are_two = run_of(first) != RUN_ENDS && second != 0 &&
+                            num_bits_of(first) + code_bits_of(second) <= LOOKED_AT;
+        const unsigned num_bits = num_bits_of(first) + (are_two ? num_bits_of(second) : 0);
+        const unsigned places = places_after(first) + (are_two ? places_after(second) : 0);
+        table->pairs[bits] = first != 0 ? num_bits | places << 24 : 0;
     }
 }
 
