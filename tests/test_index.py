@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -226,6 +227,27 @@ def test_what_another_process_wrote_meanwhile_is_not_written_again(tmp_path: Pat
             open_folder(root, split="train")
         written = (root / ".headrace-index").stat()
     assert (root / ".headrace-index").stat() == written
+
+
+def test_a_manifest_that_changed_just_now_is_read_by_each_process_without_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "_SETTLED_NS", 3_600_000_000_000)
+    monkeypatch.setattr(index_file, "file_lock", lambda *_, **__: pytest.fail("took the lock"))
+    assert open_manifest(make_manifest(tmp_path), split="train").class_names == ("ant", "bee", "cow")
+    assert not list(tmp_path.glob(".list*"))
+
+
+def test_a_disk_that_is_full_keeps_nothing_of_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_tree(tmp_path / "tree")
+    settle(root)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert len(open_folder(root, split="train", val_fraction=0.0)) == 60
+    assert [found for found in tmp_path.rglob(".headrace-*") if found.suffix != ".lock"] == []
 
 
 def test_a_killed_writers_part_is_written_over(tmp_path: Path) -> None:

@@ -259,6 +259,27 @@ def test_a_damaged_page_raises_under_its_files_name_and_is_never_a_sample(tmp_pa
         opened(pattern).read(0)
 
 
+@pytest.mark.parametrize("has_checksums", [True, False])
+def test_a_damaged_page_of_labels_is_refused_by_its_files_name(has_checksums: bool, tmp_path: Path) -> None:
+    labels = [f"label {number:04d}" for number in range(200)]
+    columns = {"image": [b"x"] * 200, "label": labels}
+    pattern = write(tmp_path, columns, write_page_checksum=has_checksums, compression="snappy", use_dictionary=False)
+    whole = Path(pattern).read_bytes()
+    place = whole.find(b"label 0000")
+    class_names, told = {tuple(labels)}, set()
+    for bit in range(8 * 40):
+        damaged = bytearray(whole)
+        damaged[place + bit // 8] ^= 1 << bit % 8
+        Path(pattern).write_bytes(damaged)
+        try:
+            class_names.add(opened(pattern).class_names)
+        except ValueError as error:
+            told.add(str(error).replace(pattern, "FILE").split(":")[0])
+    assert "FILE cannot be read as Parquet" in told
+    assert all("FILE" in words for words in told)
+    assert not has_checksums or class_names == {tuple(labels)}
+
+
 def test_without_pyarrow_the_install_line_is_told(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['pyarrow'] = None\n"

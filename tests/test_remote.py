@@ -284,6 +284,59 @@ def test_a_tree_in_a_bucket_is_that_of_a_local_copy(tmp_path: Path) -> None:
         system.rm("/bucket", recursive=True)
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["train/ant/1.jpg", "validation/ant/1.jpg"],
+        ["train/ant/1.jpg"],
+        ["ant/1.jpg", "bee/notes.txt"],
+        ["ant/1.jpg", "bee/.hidden.jpg"],
+        ["notes.txt", ".git/1.jpg"],
+        ["train/ant/1.jpg", "train/bee/2.jpg", "val/cow/.hidden", "val/bee/3.png", "other/dog/4.jpg"],
+        ["train/ant/1.jpg", "val/notes.txt"],
+        ["train/1.jpg", "val/ant/1.jpg", "val/bee/2.jpg"],
+        ["1.jpg", "ant/1.jpg", "ant/b/1.jpg", "ant/b.jpg", "bee/.dir/1.jpg", "bee/c/d/2.JPEG", ".cow/3.jpg"],
+    ],
+)
+def test_a_tree_of_any_shape_in_a_bucket_is_taken_or_refused_as_a_local_copy(files: list[str], tmp_path: Path) -> None:
+    system = fsspec.filesystem("memory")
+    for name in files:
+        path = tmp_path / "tree" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+        system.pipe_file(f"/shapes/tree/{name}", name.encode())
+
+    def outcome(root: str, split: Any) -> Any:
+        try:
+            source = open_source(FolderData(root=root, val_fraction=0.3), split)
+        except ConfigError as error:
+            return str(error).replace(root, "ROOT")
+        return told(source), tuple(source.class_names)
+
+    try:
+        for split in ("train", "val"):
+            there = outcome("memory://shapes/tree", split)
+            assert there == outcome(str(tmp_path / "tree"), split)
+    finally:
+        system.rm("/shapes", recursive=True)
+
+
+def test_paths_start_from_the_place_of_a_manifest_whatever_its_query_is(site: tuple[Web, str]) -> None:
+    served, url = site
+    here = ManifestData(path=str(make_manifest(served.root)), val_fraction=0.3)
+    there = ManifestData(path=f"{url}/list.csv?signed=a/b", val_fraction=0.3)
+    assert both_splits(there) == both_splits(here)
+
+
+def test_rows_stay_in_their_split_when_urls_are_signed_anew(site: tuple[Web, str]) -> None:
+    served, url = site
+    make_parquet(served.root)
+    here = ParquetData(pattern=f"{served.root}/part-00000.parquet", val_fraction=0.5)
+    for signature in ("a", "b/c"):
+        there = ParquetData(pattern=f"{url}/part-00000.parquet?signature={signature}", val_fraction=0.5)
+        assert both_splits(there) == both_splits(here)
+
+
 @pytest.mark.parametrize("kind", ["manifest", "queries", "tar", "parquet", "tree"])
 def test_sources_at_urls_keep_the_contract(kind: str, site: tuple[Web, str]) -> None:
     served, url = site

@@ -244,8 +244,10 @@ def test_manifest_paths_are_relative_to_root_or_absolute(tmp_path: Path) -> None
         (["2", "0"], np.int64, ("0", "1", "2")),
         (["2", "0.5"], np.float32, ()),
         (["x", "7"], np.int64, ("7", "x")),
+        (["1_1", "11"], np.int64, ("11", "1_1")),
+        (["nan", "bread"], np.int64, ("bread", "nan")),
     ],
-    ids=["whole numbers", "decimal numbers", "texts"],
+    ids=["whole numbers", "decimal numbers", "texts", "numbers to Python alone", "a text that is a number elsewhere"],
 )
 def test_manifest_labels_are_classes_values_or_names(
     labels: list[str], dtype: type, class_names: tuple[str, ...], tmp_path: Path
@@ -273,7 +275,8 @@ def test_a_manifest_without_splits_divides_by_path_whatever_its_order(tmp_path: 
         ("m.csv", "path,lable\na.jpg,1\n", r"m\.csv:\d: the column 'label' is missing"),
         ("m.csv", "path,label,label\na.jpg,1,1\n", r"m\.csv:1: a column stands twice"),
         ("m.csv", "path,label\na.jpg,1\nb.jpg\n", r"m\.csv:3: 1 fields, but the header has 2"),
-        ("m.csv", "path,label\na.jpg,1\n\nc.jpg,1\n", r"m\.csv:3: 0 fields"),
+        ("m.csv", "path,label\na.jpg,1\n\nc.jpg,\n", r"m\.csv:4: label is missing"),
+        ("m.jsonl", '{"path": "a", "label": 1}\n\n[1]\n', r"m\.jsonl:3: each line must be an object"),
         ("m.csv", "path,label\na.jpg,1\n,1\n", r"m\.csv:3: path is missing"),
         ("m.csv", 'path,label\n"a\nb.jpg",1\nc.jpg,\n', r"m\.csv:4: label is missing"),
         (
@@ -284,6 +287,9 @@ def test_a_manifest_without_splits_divides_by_path_whatever_its_order(tmp_path: 
         ("m.csv", "path,label,weight\na.jpg,1,-1\n", r"m\.csv:2: weight must be .* got '-1'"),
         ("m.csv", "path,label\na.jpg,0\nb.jpg,-1\n", r"m\.csv:3: label -1 must be a class number"),
         ("m.csv", "path,label\na.jpg,0.5\nb.jpg,nan\n", r"m\.csv:3: label nan must be a finite"),
+        ("m.csv", f"path,label\na.jpg,0\nb.jpg,{'9' * 5000}\n", r"m\.csv:3: label inf must be a finite"),
+        ("m.jsonl", f'{{"path": "a", "label": {"9" * 400}}}', r"m\.jsonl:1: label 9+\.\.\.9+ must be a class"),
+        ("m.jsonl", f'{{"path": "a", "label": {"9" * 5000}}}', r"m\.jsonl:1: not JSON: Exceeds the limit"),
         ("m.csv", "path,label\n", r"no rows"),
         ("m.jsonl", '{"path": "a", "label": 1}\n{"path": "b"\n', r"m\.jsonl:2: not JSON"),
         ("m.jsonl", '{"path": "a", "label": 1}\n[1]\n', r"m\.jsonl:2: each line must be an object"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -207,6 +208,44 @@ def test_a_shard_that_the_library_compressed_is_refused_with_the_cure(tmp_path: 
         writer.write(of_class("a", 1))
     with pytest.raises(ValueError, match=r"s\.tar\.gz is not an uncompressed tar .*unpack \.gz"):
         open_tar(str(tmp_path / "*.tar.gz"), split="train")
+
+
+def num_samples_or_error(shard: Path, content: bytes) -> int | str:
+    shard.write_bytes(content)
+    try:
+        return len(open_tar(str(shard), split="train", val_fraction=0.0))
+    except ValueError as error:
+        return str(error)
+
+
+def test_a_shard_that_was_cut_anywhere_is_refused_or_has_all_its_samples(tmp_path: Path) -> None:
+    whole = Path(write_shards(tmp_path, [of_class(name, 1) for name in "abc"]).replace("*", "000")).read_bytes()
+    end = whole.rstrip(b"\0")
+    end_bytes = -(-len(end) // 512) * 512
+    for cut in range(0, len(whole), 256):
+        found = num_samples_or_error(tmp_path / "cut.tar", whole[:cut])
+        if cut <= end_bytes:
+            assert re.search(r"cut\.tar is .*\bcut\b", str(found)), cut
+        else:
+            assert found == 3, cut
+
+
+def test_a_flipped_bit_in_any_header_or_in_the_end_is_refused(tmp_path: Path) -> None:
+    whole = Path(write_shards(tmp_path, [of_class(name, 1) for name in "ab"]).replace("*", "000")).read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
+        members = archive.getmembers()
+        headers = [start for member in members for start in (member.offset, member.offset_data - 512)]
+        end = archive.offset
+    checked = [start + place for start in headers for place in range(0, 148, 7)]  # behind them their own checksum
+    for place in [*checked, end, end + 700, len(whole) - 1]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        assert "damaged" in str(num_samples_or_error(tmp_path / "damaged.tar", bytes(damaged))), place
+
+
+def test_shards_put_behind_one_another_are_refused(tmp_path: Path) -> None:
+    whole = Path(write_shards(tmp_path, [of_class("a", 1)]).replace("*", "000")).read_bytes()
+    assert "are several shards" in str(num_samples_or_error(tmp_path / "two.tar", whole + whole))
 
 
 def test_a_pipeline_makes_batches_of_what_the_library_wrote(tmp_path: Path) -> None:

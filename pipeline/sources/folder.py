@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.sources.files import FileSource
 from pipeline.sources.paths import AnyPath, PathTable
 from pipeline.sources.split import IMAGE_SUFFIXES, Split, of_split, require_samples
-from pipeline.sources.walk import Images, Walk
+from pipeline.sources.walk import Images, Walk, is_directory
 
 log = logging.getLogger(__name__)
 
@@ -27,55 +28,69 @@ def open_folder(root: AnyPath, *, split: Split, val_fraction: float = 0.1) -> Fi
         ValueError: There is no such directory, no class directory, a class without any image, or an empty split.
     """
     root = os.path.abspath(os.fsdecode(root))
-    names = _directories(root)
-    if {"train", "val"} <= set(names):
-        inside = os.path.join(root, split)
-        class_names = sorted(
-            set(_directories(os.path.join(root, "train"))) | set(_directories(os.path.join(root, "val")))
-        )
-    elif names and set(names) <= _SPLIT_NAMES:
-        raise ValueError(
-            f"data.root={root} holds {', '.join(names)} but not both train/ and val/: name the directories so, "
-            f"or point data.root at the one to divide by data.val_fraction"
-        )
-    else:
-        inside, class_names = root, names
-    if not class_names:
-        raise ValueError(
-            f"data.root={root} has no class directories: put each class's images into a directory of its own, "
-            f"such as {os.path.join(root, 'cat', '1.jpg')}"
-        )
-    paths, labels, hashes = _list_images(inside, class_names, may_lack_classes=inside != root)
-    if inside == root:
+    place = f"data.root={root}"
+    class_names, is_divided = classes_of(place, _directories(root), lambda name: _directories(os.path.join(root, name)))
+    inside = os.path.join(root, split) if is_divided else root
+    paths, labels, hashes = _list_images(inside, class_names)
+    if not is_divided:
+        require_images_of_each(place, class_names, labels)
         kept = of_split(hashes, split, val_fraction)
         paths, labels = paths.taken(kept), labels[kept]
-    require_samples(len(paths), split, f"data.root={root}")
+    require_samples(len(paths), split, place)
     return FileSource(paths, labels, class_names)
+
+
+def classes_of(place: str, names: Sequence[str], inside: Callable[[str], Sequence[str]]) -> tuple[list[str], bool]:
+    """Returns the classes of a tree, and whether it is divided into train/ and val/.
+
+    Args:
+        place: What messages call it.
+        names: The directories in it, hidden ones aside.
+        inside: Returns those in one of them.
+
+    Raises:
+        ValueError: It holds names of splits but not both, or no class directory.
+    """
+    is_divided = {"train", "val"} <= set(names)
+    if names and set(names) <= _SPLIT_NAMES and not is_divided:
+        raise ValueError(
+            f"{place} holds {', '.join(sorted(names))} but not both train/ and val/: name the directories so, "
+            f"or point data.root at the one to divide by data.val_fraction"
+        )
+    class_names = sorted({*inside("train"), *inside("val")} if is_divided else names)
+    if not class_names:
+        raise ValueError(
+            f"{place} has no class directories: put each class's images into a directory of its own, such as cat/1.jpg"
+        )
+    return class_names, is_divided
+
+
+def require_images_of_each(place: str, class_names: Sequence[str], labels: NDArray[np.int64]) -> None:
+    """Raises ValueError where a class of an undivided tree has no image."""
+    empty = np.flatnonzero(np.bincount(labels, minlength=len(class_names)) == 0)
+    if len(empty):
+        raise ValueError(
+            f"{place} has no image in its class directory {class_names[empty[0]]!r}: remove the directory, "
+            f"or add images ({', '.join(sorted(IMAGE_SUFFIXES))})"
+        )
 
 
 def _directories(root: str) -> list[str]:
     try:
         with os.scandir(root) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and is_directory(entry))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"data.root={root} is not a directory; give the one that holds the class directories"
         ) from None
 
 
-def _list_images(
-    root: str, class_names: list[str], *, may_lack_classes: bool
-) -> tuple[PathTable, NDArray[np.int64], NDArray[np.uint64]]:
+def _list_images(root: str, class_names: list[str]) -> tuple[PathTable, NDArray[np.int64], NDArray[np.uint64]]:
     """Returns the images below `root` in sorted order, their class numbers, and the hashes of their paths."""
     per_class: list[Images] = []
     with Walk(root) as walk:
         for name in class_names:
             found = walk.images(name) if os.path.isdir(os.path.join(root, name)) else Images()
-            if found.count == 0 and not may_lack_classes:
-                raise ValueError(
-                    f"data.root={root} has no image in its class directory {name!r}: remove the directory, "
-                    f"or add images ({', '.join(sorted(IMAGE_SUFFIXES))})"
-                )
             per_class.append(found)
     if walk.ignored:
         kinds = ", ".join(f"{count} {kind}" for kind, count in walk.ignored.most_common(5))

@@ -84,7 +84,8 @@ class Index(Generic[E]):
     def entry(self, name: str, identity: Identity, read: Callable[[], E]) -> E:
         """Returns what `read` gives, or gave for the same identity; raises what it raises."""
         known = self._trusted(name, identity)
-        if known is None and self._cost >= self._min_cost and not self._has_lock:
+        # What is not settled is written by no other process, so that each would wait only to read it itself.
+        if known is None and self._cost >= self._min_cost and not self._has_lock and is_settled(identity):
             self._wait()
             if self._file.has_changed():
                 self._load()

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from typing import Any
 
@@ -20,7 +20,7 @@ from pipeline.sources.split import IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)
 
-_RULES = f"headrace index 2 {' '.join(sorted(IMAGE_SUFFIXES))}"
+_RULES = f"headrace index 3 {' '.join(sorted(IMAGE_SUFFIXES))}"
 """What an index was made by; the number grows with every change of what is kept or of what belongs to a data set."""
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -127,12 +127,17 @@ def _replace(path: str, arrays: Arrays) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     # One name, so that what a killed writer leaves is what the next one writes over; the digest tells of two at once.
     temporary = f"{path}.part"
-    with open(temporary, "wb") as file:
-        file.write(_digest(body.getbuffer()) + b"\n")
-        file.write(body.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(_digest(body.getbuffer()) + b"\n")
+            file.write(body.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def _digest(content: bytes | memoryview) -> bytes:

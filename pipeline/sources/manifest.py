@@ -45,7 +45,7 @@ def open_manifest(path: AnyPath, *, root: AnyPath | None = None, split: Split, v
     `path` is relative to `root` (None: the manifest's own directory). `label` is text (classes are the sorted texts of
     both splits), a whole number from 0 on (the class), or a decimal number (a value). `split` is train or val; without
     that column rows are divided by a hash of `path`. `weight` becomes the source's `weights`. Other columns are
-    ignored, which is logged. Files are not looked for here.
+    ignored, which is logged; a blank line is no row. Files are not looked for here.
 
     Raises:
         ValueError: Anything in the file is not as described; the message has the line's number.
@@ -145,10 +145,12 @@ def _delimited_rows(path: str, file: Iterator[str], delimiter: str) -> Iterator[
     header: list[str] | None = None
     try:
         for values in reader:
+            if not values:  # a blank line
+                continue
             if header is None:
                 header = [name.strip() for name in values]
                 if len(set(header)) < len(header):
-                    raise ValueError(f"{path}:1: a column stands twice in the header {header}")
+                    raise ValueError(f"{path}:{reader.line_num}: a column stands twice in the header {header}")
             elif len(values) != len(header):
                 raise ValueError(f"{path}:{reader.line_num}: {len(values)} fields, but the header has {len(header)}")
             else:
@@ -159,9 +161,11 @@ def _delimited_rows(path: str, file: Iterator[str], delimiter: str) -> Iterator[
 
 def _json_rows(path: str, file: Iterator[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise ValueError(f"{path}:{number}: not JSON: {error}") from None
         if not isinstance(row, dict):
             raise ValueError(f'{path}:{number}: each line must be an object such as {{"path": ..., "label": ...}}')

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.sources.parquet_table import Table, number_rows
 from pipeline.sources.paths import Paths, PathTable
-from pipeline.sources.remote import Remote, shown
+from pipeline.sources.remote import Remote, name_of, shown
 from pipeline.sources.shards import find_shards
 from pipeline.sources.source import as_labels, hash_order, stamp_bytes, stamp_file
 from pipeline.sources.split import Split, in_split, require_samples
@@ -176,7 +176,7 @@ class ParquetSource:
 
     def fingerprint(self) -> str:
         """Returns a hash of the files' names, the rows of each, and the labels."""
-        names = "\0".join(os.path.basename(path) for path in self._files.paths)
+        names = "\0".join(map(name_of, self._files.paths))
         places = np.ascontiguousarray(self._rows[:, [0, 3]]).tobytes()
         return hash_order([os.fsencode(names), places], self.labels)
 
@@ -258,7 +258,7 @@ def open_parquet(
     if val_pattern is not None:
         kept = (rows[:, 0] < len(train)) == (split == "train")
     else:
-        bases = [os.path.basename(file) for file in train]
+        bases = list(map(name_of, train))
         kept = in_split((f"{bases[file]}:{row}" for file, row in rows[:, [0, 3]].tolist()), split, val_fraction)
     require_samples(int(kept.sum()), split, f"data.pattern={pattern}")
     column = f"{image}.bytes" if tables[0].is_struct else image

@@ -29,12 +29,14 @@ class Table:
 
         self.path = path
         try:
-            with pq.ParquetFile(place) as file:
+            with pq.ParquetFile(place, page_checksum_verification=True) as file:
                 schema = file.schema_arrow
                 self.is_struct = _check_columns(path, schema, image, label)
                 self.labels: list[Any] = file.read(columns=[label]).column(0).to_pylist()
                 self.rows = _rows_of(path, file.metadata, image)
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the system's word about the file; the others are Arrow's about what is in it
             raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
         self.class_names = _written_names(schema.metadata or {}, label)
         if None in self.labels:

@@ -6,11 +6,12 @@ import errno
 import io
 import logging
 import os
+import posixpath
 import random
 import time
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pipeline.sources.disk_cache import DiskCache, user_cache_dir
 
@@ -40,6 +41,15 @@ def shown(url: str) -> str:
     """Returns `url` without what may be secret in it: user, password and query."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def name_of(path: str) -> str:
+    """Returns the last part of a path or a URL: of one of the web as it would be called here, without its query."""
+    return (
+        posixpath.basename(unquote(urlsplit(path).path))
+        if path.startswith(("http://", "https://"))
+        else os.path.basename(path)
+    )
 
 
 class Remote:

@@ -9,9 +9,11 @@ from hashlib import blake2b
 from itertools import compress
 from urllib.parse import quote, urlsplit
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from pipeline.sources.files import FileSource
+from pipeline.sources.folder import classes_of, require_images_of_each
 from pipeline.sources.manifest import open_manifest
 from pipeline.sources.paths import AnyPath, Paths
 from pipeline.sources.remote import Remote, is_remote, shown
@@ -82,29 +84,24 @@ def open_remote_folder(root: str, *, remote: Remote, split: Split, val_fraction:
     """Returns the images of one split below the URL `root`: those that `open_folder` finds in a copy of it.
 
     Raises:
-        ValueError: The server lists nothing, or there is no class directory with an image, or an empty split.
+        ValueError: A web server, which lists nothing; else as of `open_folder`.
     """
     place = f"data.root={shown(root)}"
     if root.partition("://")[0] in _LISTS_NOTHING:
         raise ValueError(f"{place}: a web server lists no files; use data=manifest or data=tar")
     found = sorted(tuple(path.split("/")) for path in remote.find(root))
-    images = [path for path in found if len(path) > 1 and _is_image(path)]
-    divisions = {path[0] for path in images}
-    is_divided = {"train", "val"} <= divisions
+    class_names, is_divided = classes_of(place, _directories(found), lambda name: _directories(found, name))
     if is_divided:
-        class_names = sorted({path[1] for path in images if path[0] in ("train", "val") and len(path) > 2})
-        images = [path[1:] for path in images if path[0] == split and len(path) > 2]
+        found = [path[1:] for path in found if path[0] == split]
         root = f"{root.rstrip('/')}/{split}"
-    else:
-        class_names = sorted(divisions)
-    if not class_names:
-        raise ValueError(f"{place} has no class directories with images, such as {shown(root).rstrip('/')}/cat/1.jpg")
+    images = [path for path in found if len(path) > 1 and _is_image(path)]
     paths = ["/".join(path) for path in images]
     numbers = {name: number for number, name in enumerate(class_names)}
-    labels = [numbers[path[0]] for path in images]
+    labels = np.array([numbers[path[0]] for path in images], np.int64)
     if not is_divided:
+        require_images_of_each(place, class_names, labels)
         kept = in_split(paths, split, val_fraction)
-        paths, labels = list(compress(paths, kept)), list(compress(labels, kept))
+        paths, labels = list(compress(paths, kept)), labels[kept]
     require_samples(len(paths), split, place)
     return RemoteFileSource(paths, labels, class_names, root=root, remote=remote)
 
@@ -116,7 +113,10 @@ def open_remote_manifest(
 
     A manifest at a URL is fetched anew each time. Relative paths start from `root`, or from the manifest's place.
     """
-    base = root or path.rpartition("/")[0]
+    base = (
+        root
+        or (urlsplit(path)._replace(query="", fragment="").geturl() if is_remote(path) else path).rpartition("/")[0]
+    )
     local = _fetched(path, remote) if is_remote(path) else path
     try:
         source = open_manifest(local, split=split, val_fraction=val_fraction)
@@ -143,6 +143,13 @@ def _fetched(url: str, remote: Remote) -> str:
         file.write(content)
     os.replace(temporary, path)
     return path
+
+
+def _directories(found: Iterable[Sequence[str]], *parents: str) -> list[str]:
+    """Returns what directories `parents` hold directly, hidden ones aside; there are none without a file."""
+    depth = len(parents)
+    names = {path[depth] for path in found if len(path) > depth + 1 and tuple(path[:depth]) == parents}
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def _is_image(path: Sequence[str]) -> bool:

@@ -24,6 +24,8 @@ from pipeline.sources.split import IMAGE_SUFFIXES, stable_hash
 MIN_BYTES = 64 << 20
 """Shards of so many bytes together are worth an index: the headers of 1,000 samples take 50 ms, and seeks on a disk."""
 
+_PIECE_BYTES = 1 << 20
+
 _METADATA = re.compile(r"__[^/]*__(/|$)")
 
 
@@ -53,7 +55,7 @@ def contents_of(shards: Sequence[str], remote: Remote | None = None) -> list[Sha
     URLs are read through `remote`, and their index lies in its cache.
 
     Raises:
-        ValueError: An archive is compressed or no tar, or a sample lacks its image or its label.
+        ValueError: An archive is compressed, no tar, damaged or cut, or a sample lacks its image or its label.
     """
     identities = [_identity(shard, remote) for shard in shards]
     if remote is None and sum(size for _, size, _, _ in identities) < MIN_BYTES:
@@ -118,9 +120,11 @@ def _read(place: str, identity: Identity, remote: Remote | None) -> Shard:
             file = None if remote is None else opened.enter_context(remote.open(place, identity[1]))
             archive = opened.enter_context(tarfile.open(place, "r:", fileobj=file))
             samples = _group_members(shard, archive)
+            _require_end(shard, archive)
     except tarfile.ReadError as error:
         raise ValueError(
-            f"{shard} is not an uncompressed tar archive ({error}); unpack .gz, .bz2, .xz and .zst archives first"
+            f"{shard} is not an uncompressed tar archive, or damaged or cut ({error}); unpack .gz, .bz2, .xz and .zst "
+            f"archives first, fetch it again if it should be whole"
         ) from None
     members: list[str] = []
     places: list[tuple[int, int]] = []
@@ -167,6 +171,27 @@ def _group_members(shard: str, archive: tarfile.TarFile) -> dict[str, _Sample]:
             assert content is not None  # `isfile()` held
             sample.label, sample.label_suffix = _parse_label(f"{shard}:{member.name}", suffix, content.read()), suffix
     return samples
+
+
+def _require_end(shard: str, archive: tarfile.TarFile) -> None:
+    """Raises ValueError where the members end before the archive does.
+
+    For tarfile the first header that it cannot read ends them, as if there were no samples behind it. By POSIX it is
+    blocks of zeros that do.
+    """
+    file = archive.fileobj
+    assert file is not None  # it is open
+    file.seek(archive.offset)
+    block = file.read(tarfile.BLOCKSIZE)
+    damage = "damaged" if len(block) == tarfile.BLOCKSIZE else "cut"
+    while block and not any(block):
+        block = file.read(_PIECE_BYTES)
+        if not block:
+            return
+    raise ValueError(
+        f"{shard} is {damage} at byte {archive.offset:,}: neither a member's header nor the end "
+        f"of the archive stands there; fetch it or write it again (archives put behind one another are several shards)"
+    )
 
 
 def _parse_label(place: str, suffix: str, content: bytes) -> WrittenLabel | None:

@@ -8,6 +8,7 @@ without a trace here; and on file systems that are not known to keep these times
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -126,6 +127,16 @@ class Walk:
         return self._index.entry(directory, identity, lambda: _read(self._root, directory, identity))
 
 
+def is_directory(entry: os.DirEntry[str]) -> bool:
+    """Returns whether `entry` is a directory, or a link to one; of a link to itself False, as of one to nothing."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
+
+
 def _read(root: str, directory: str, identity: Identity) -> _Directory:
     entry = _Directory(identity, is_settled=is_settled(identity))
     names: list[str] = []
@@ -136,7 +147,7 @@ def _read(root: str, directory: str, identity: Identity) -> _Directory:
         entry.has_links |= found.is_symlink()
         if name.startswith("."):
             kind = "hidden"
-        elif found.is_dir():
+        elif is_directory(found):
             entry.children.append((name, len(names)))
             continue
         else:

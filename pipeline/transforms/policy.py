@@ -1,7 +1,4 @@
-"""TrivialAugment and RandAugment: operations of Pillow's, drawn for each image.
-
-RandAugment is torchvision's on PIL to the bit. So is TrivialAugment but for magnitudes that torchvision rounds
-otherwise: of 31, translation at 15 (a pixel more), brightness at -10, and solarize at 8, 10, 20 and 22.
+"""TrivialAugment and RandAugment: torchvision's on PIL to the bit, by operations of Pillow's, drawn for each image.
 
 Müller and Hutter, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation", ICCV 2021, its wide space;
 Cubuk and others, "RandAugment: Practical Automated Data Augmentation", NeurIPS 2020, with two operations of magnitude 9
@@ -58,14 +55,13 @@ _SIGNED = frozenset(_NAMES) - _WITHOUT_MAGNITUDE - {"posterize", "solarize"}
 
 def _magnitude(name: str, policy: Policy, size: int, number: int) -> float:
     """The magnitude in bin `number` of `_NUM_BINS`, without its sign."""
-    part = number / (_NUM_BINS - 1)
     is_wide = policy is Policy.trivial
     if name in _WITHOUT_MAGNITUDE:
         return 0.0
     if name == "posterize":
-        return 8 - round(part * (6 if is_wide else 4))
+        return 8 - round(number / (_NUM_BINS - 1) * (6 if is_wide else 4))
     if name == "solarize":
-        return 255.0 * (1 - part)
+        return _spaced(255.0, 0.0, number)
     if name.startswith("translate"):
         most = 32.0 if is_wide else 150.0 / 331.0 * size
     elif name == "rotate":
@@ -74,7 +70,19 @@ def _magnitude(name: str, policy: Policy, size: int, number: int) -> float:
         most = 0.99 if is_wide else 0.3
     else:
         most = 0.99 if is_wide else 0.9
-    return float(np.float32(part * most))  # as torchvision's are: a level of brightness can depend on it
+    return _spaced(0.0, most, number)
+
+
+def _spaced(first: float, last: float, number: int) -> float:
+    """One of `_NUM_BINS` values from `first` to `last`, to the bit as torch.linspace has them in float32.
+
+    That counts from the nearer end, and multiplies and adds with one rounding, as all but very old processors do. A
+    level, or a pixel of a translation, depends on it: in the middle of 0 to 32 are 15.999999 and not 16.
+    """
+    first, last = float(np.float32(first)), float(np.float32(last))
+    step = float(np.float32(last - first) / np.float32(_NUM_BINS - 1))
+    is_early = number < _NUM_BINS // 2
+    return float(np.float32(first + step * number if is_early else last - step * (_NUM_BINS - 1 - number)))
 
 
 class DrawnPolicy:
