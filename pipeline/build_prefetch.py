@@ -54,12 +54,9 @@ def plan_delivery(
     finishes = not has_own_transform and (
         transforms.place is Place.device or (transforms.place is Place.auto and on_device)
     )
-    pins = pin_memory and not (on_device or finishes) and torch.cuda.is_available()
-    stage: BatchStage | None
-    if pins:
-        target, stage = torch.device("cpu"), Batch.pin_memory
-    else:
-        stage = _stage(config, transforms if finishes else None)
+    stage = _stage(config, transforms if finishes else None)
+    if pin_memory and not on_device and torch.cuda.is_available():
+        target, stage = torch.device("cpu"), _pinned(stage)
     return Delivery(
         device=target,
         on_device=on_device,
@@ -86,6 +83,10 @@ def _target(config: PipelineConfig, transforms: Transforms, device: torch.device
             )
         return None
     return device if device.type == wanted else torch.device(str(wanted))
+
+
+def _pinned(stage: BatchStage | None) -> BatchStage:
+    return Batch.pin_memory if stage is None else lambda batch: stage(batch).pin_memory()
 
 
 def _stage(config: PipelineConfig, transforms: Transforms | None) -> BatchStage | None:

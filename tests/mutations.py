@@ -2194,6 +2194,20 @@ MUTATIONS = [
         "test_policy.py::test_every_magnitude_is_torchvisions_to_the_bit",
     ),
     Mutation(
+        "pin batches instead of converting them",
+        "build_prefetch.py",
+        "Batch.pin_memory if stage is None else lambda batch: stage(batch).pin_memory()",
+        "Batch.pin_memory",
+        "test_build.py::test_pinned_batches_have_the_type_that_was_asked_for",
+    ),
+    Mutation(
+        "take another margin for the same question",
+        "equivalence/runs.py",
+        'asked = {**asdict(question), "overrides"',
+        'asked = {**asdict(question), "margin": 0, "overrides"',
+        "test_equivalence.py::test_runs_that_were_killed_go_on_and_finished_ones_are_not_run_again",
+    ),
+    Mutation(
         "write URLs with their queries into an index",
         "sources/tar_index.py",
         "return shard if remote is None else",

@@ -25,10 +25,12 @@ from pipeline._compat import HYDRA_MAIN
 from pipeline.build import build_pipeline
 from pipeline.build_estimate import look_at_some
 from pipeline.build_loading import Loading, build_loading
+from pipeline.build_prefetch import plan_delivery
 from pipeline.cli import conf_dir
 from pipeline.config import Cache, ConfigError, FolderData, Loader, PipelineConfig, Prefetch, Preload, Transforms
 from pipeline.config.compose import to_config
 from pipeline.decode import Scratch
+from pipeline.loader.batch import Batch
 from pipeline.sources import ArraySource, FileSource
 from pipeline.stats import Stats
 from pipeline.transforms.device import BatchTransform
@@ -341,3 +343,17 @@ def test_pixels_cannot_be_packed_and_need_no_decoding(tmp_path: Path) -> None:
     with loading_of(source, cache, Preload(mode="ram")) as (loading, stats):  # type: ignore[arg-type]
         assert np.shape(loading.load(3)) == (16, 16, 3)
         assert stats.summary()["decode_count"] == 0
+
+
+def test_pinned_batches_have_the_type_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(Batch, "pin_memory", lambda batch: pinned.append(batch) or batch)
+    config = PipelineConfig(data=FolderData(root="/data"), prefetch=Prefetch(device="cpu", dtype="bfloat16"))
+    delivery = plan_delivery(
+        config, config.transforms.resolved(), torch.device("cpu"), pin_memory=True, has_own_transform=False
+    )
+    assert delivery.stage is not None
+    batch = delivery.stage(Batch(torch.ones(2, 3, 8, 8), torch.zeros(2), ids=torch.arange(2)))
+    assert batch.images.dtype is torch.bfloat16
+    assert pinned == [batch]

@@ -69,16 +69,27 @@ def test_a_true_difference_at_the_margin_is_called_neutral_in_one_of_twenty_case
 
 
 @pytest.mark.parametrize(
-    "overrides", [[], ["a=1,2", "b=1,2"], ["a=1,2,3"], ["a=1"]], ids=["none", "two keys", "three values", "one value"]
+    "overrides",
+    [[], ["a=1,2", "b=1,2"], ["a=1,2,3"], ["a=1"], ["a=1,1"]],
+    ids=["none", "two keys", "three values", "one value", "equal values"],
 )
 def test_what_is_no_question_is_refused(overrides: list[str]) -> None:
-    with pytest.raises(ConfigError, match="give two values of one key, such as"):
+    with pytest.raises(ConfigError, match="give two different values of one key, such as"):
         Question.parse(overrides)
 
 
 def test_lists_are_values_of_other_keys() -> None:
-    asked = Question.parse(["transforms.scale=[0.1,1.0]", "transforms.resize=exact,fast"])
-    assert asked == Question("transforms.resize", "exact", "fast", ("transforms.scale=[0.1,1.0]",))
+    others = ("transforms.scale=[0.1,1.0]", "data.pattern='s-{0,1}.tar'", "+a={b:1,c:2}")
+    asked = Question.parse([others[0], "transforms.resize=exact,fast", *others[1:]], margin=0.5)
+    assert asked == Question("transforms.resize", "exact", "fast", others, margin=0.5)
+    asked = Question.parse(["transforms.scale=[0.1,1.0],[0.5,1.0]"])
+    assert (asked.first, asked.second) == ("[0.1,1.0]", "[0.5,1.0]")
+
+
+@pytest.mark.parametrize("override", ["transforms.resize=exact,", "a={1,2"])
+def test_what_is_no_override_is_refused(override: str) -> None:
+    with pytest.raises(ConfigError, match=r"^(not an override|give two)"):
+        Question.parse([override])
 
 
 @pytest.mark.parametrize("option", [["--first", "1"], ["--margin", "0"], ["--first", "9", "--most", "3"]])
@@ -111,7 +122,9 @@ def test_runs_that_were_killed_go_on_and_finished_ones_are_not_run_again(images:
         statistics.fmean(pair["second_pct"] - pair["first_pct"] for pair in told["pairs"])
     )
     assert done.returncode == (0 if told["is_shown"] else 1)
-    assert main(["transforms.decode=full,scaled", "--dir", str(directory)]) == 2, "another question"
+    asked = [*short, "--dir", str(directory), "--first", "2", "--most", "3"]
+    for change in (["--margin", "99"], ["--margin", "100", "--first", "3"], ["--margin", "100", "schedule.epochs=2"]):
+        assert main([*asked, *change]) == 2, "another question"
 
 
 def test_a_wrong_value_is_told_before_the_other_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

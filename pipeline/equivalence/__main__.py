@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -27,15 +28,15 @@ def main(arguments: Sequence[str]) -> int:
     """Run what is asked for, print what it shows and write `equivalence.json`; returns the exit code."""
     given = _parser().parse_intermixed_args(arguments)
     try:
-        question = Question.parse(given.overrides)
-        pairs = list(_enough(question, given))
+        question = Question.parse(given.overrides, margin=given.margin, num_first=given.first)
+        pairs = list(_enough(question, given.dir, given.most))
     except (ConfigError, OSError, RuntimeError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write(f"interrupted; the same command goes on with what is in {given.dir}\n")
         return 130
-    found = judge([pair.difference_pct for pair in pairs], num_first=given.first, margin=given.margin)
+    found = _judged(question, pairs)
     told = {"question": asdict(question), "metric": METRIC, "is_shown": found.is_shown, **asdict(found)}
     told["pairs"] = [asdict(pair) for pair in pairs]
     replace_json(given.dir / "equivalence.json", told)
@@ -57,18 +58,24 @@ def in_words(question: Question, found: Equivalence) -> str:
     return line + "not shown neutral"
 
 
-def _enough(question: Question, given: argparse.Namespace) -> Sequence[Pair]:
-    """As many pairs as the spread of the first ones asks for, and `given.most` at most."""
-    if not 2 <= given.first <= given.most:
-        raise ConfigError(f"--first must be from 2 to --most={given.most}, got {given.first}")
-    if not given.margin > 0:
-        raise ConfigError(f"--margin must be > 0, got {given.margin:g}; 1 is a point of accuracy")
-    running = run_pairs(question, given.dir, _say)
-    pairs = list(islice(running, given.first))
-    needed = judge([pair.difference_pct for pair in pairs], num_first=given.first, margin=given.margin).num_needed
-    if needed > given.first:
-        _say(f"{needed} seeds are needed by the spread of the first {given.first}")
-    return [*pairs, *islice(running, min(needed, given.most) - given.first)]
+def _enough(question: Question, directory: Path, most: int) -> Sequence[Pair]:
+    """As many pairs as the spread of the first ones asks for, and `most` at most."""
+    num_first, margin = question.num_first, question.margin
+    if not 2 <= num_first <= most:
+        raise ConfigError(f"--first must be from 2 to --most={most}, got {num_first}")
+    if not 0 < margin < math.inf:
+        raise ConfigError(f"--margin must be > 0 and finite, got {margin:g}; 1 is a point of accuracy")
+    running = run_pairs(question, directory, _say)
+    pairs = list(islice(running, num_first))
+    needed = _judged(question, pairs).num_needed
+    if needed > num_first:
+        _say(f"{needed} seeds are needed by the spread of the first {num_first}")
+    return [*pairs, *islice(running, min(needed, most) - num_first)]
+
+
+def _judged(question: Question, pairs: Sequence[Pair]) -> Equivalence:
+    differences = [pair.difference_pct for pair in pairs]
+    return judge(differences, num_first=question.num_first, margin=question.margin)
 
 
 def _say(line: str) -> None:

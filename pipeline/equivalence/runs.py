@@ -6,8 +6,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
 from pipeline.config import ConfigError
 from pipeline.doctor.configuration import compose_run
@@ -21,24 +24,38 @@ _TAIL_LINES = 12
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Does `key` = `second` reach what `first` does, all else being `overrides`?"""
+    """Does `key` = `second` reach what `first` does within `margin` points, all else being `overrides`?
+
+    Margin and seeds belong to the question, for who may choose them afterwards can choose the answer.
+    """
 
     key: str
     first: str
     second: str
-    overrides: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
+    margin: float = 1.0
+    num_first: int = 5
+    """Seeds whose spread says how many are needed."""
 
     @classmethod
-    def parse(cls, arguments: Sequence[str]) -> Question:
-        """Returns the question that overrides ask, one of which has two values: `transforms.resize=exact,fast`."""
-        several = [argument for argument in arguments if "," in argument.partition("=")[2] and "[" not in argument]
-        if len(several) != 1 or several[0].count(",") != 1:
+    def parse(cls, arguments: Sequence[str], *, margin: float = 1.0, num_first: int = 5) -> Question:
+        """Returns the question that overrides ask, one of which has two values: `transforms.resize=exact,fast`.
+
+        Raises ConfigError where they are no overrides, or not one of them has two values that differ.
+        """
+        try:
+            parsed = OverridesParser.create().parse_overrides(list(arguments))
+        except HydraException as error:
+            raise ConfigError(f"not an override: {error}") from None
+        several = [override for override in parsed if override.is_sweep_override()]
+        values = [*several[0].sweep_string_iterator()] if len(several) == 1 else []
+        if len(values) != 2 or values[0] == values[1]:
+            lines = " ".join(str(override.input_line) for override in several)
             raise ConfigError(
-                f"give two values of one key, such as transforms.resize=exact,fast; got {' '.join(several) or 'none'}"
+                f"give two different values of one key, such as transforms.resize=exact,fast; got {lines or 'none'}"
             )
-        key, _, values = several[0].partition("=")
-        first, second = values.split(",")
-        return cls(key, first, second, tuple(argument for argument in arguments if argument != several[0]))
+        others = tuple(str(override.input_line) for override in parsed if override is not several[0])
+        return cls(several[0].get_key_element(), values[0], values[1], others, margin, num_first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +96,9 @@ def run_pairs(question: Question, directory: Path, say: Callable[[str], None]) -
 
 def _claim(question: Question, directory: Path) -> None:
     path = directory / "question.json"
-    asked = {
-        "key": question.key,
-        "values": [question.first, question.second],
-        "overrides": list(question.overrides),
-    }
+    asked = {**asdict(question), "overrides": list(question.overrides)}
     if path.exists() and (earlier := json.loads(path.read_text())) != asked:
-        raise ConfigError(f"{directory} has runs of another question, {earlier}; give another --dir")
+        raise ConfigError(f"{directory} has runs of another question, {earlier}; ask that again, or give another --dir")
     directory.mkdir(parents=True, exist_ok=True)
     replace_json(path, asked)
 
