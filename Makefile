@@ -3,14 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SANITIZERS := -g -O1 -fno-sanitize-recover=undefined -fsanitize=address,undefined
+FUZZ_S ?= 3600
 
-.PHONY: help setup native train test check soak coverage bench peers clean
+.PHONY: help setup native train test check soak sanitize fuzz coverage bench peers clean
 
 help:
 	@echo "make train     set up, generate the small synthetic data, train, evaluate"
 	@echo "make native    build the optional native kernel in place"
 	@echo "make test      set up, then format check, lint, types and the whole test suite"
 	@echo "make soak      the long versions of the fault and fuzz tests"
+	@echo "make sanitize  the native kernel's soak, built with AddressSanitizer and UndefinedBehaviorSanitizer (gcc)"
+	@echo "make fuzz      an hour of libFuzzer on the native kernel (clang); FUZZ_S=60 is a minute"
 	@echo "make coverage  the test suite with a coverage report"
 	@echo "make bench     this loader beside torch's DataLoader on the small synthetic data"
 	@echo "make peers     install other loaders for sweep=peers, each in an environment of its own in .peers/"
@@ -44,6 +48,19 @@ check: setup
 
 soak: setup
 	HEADRACE_SOAK=1 $(BIN)/python -m pytest -m soak
+
+# In a copy, for the kernel in place is to stay the usual one. Python itself leaks at its end; `make fuzz` looks for leaks.
+sanitize: setup
+	rm -rf build/sanitized && mkdir -p build/sanitized
+	cp -r conf pipeline tests pyproject.toml setup.py README.md build/sanitized
+	cd build/sanitized && CFLAGS="$(SANITIZERS)" LDFLAGS="$(SANITIZERS)" $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace --force
+	cd build/sanitized && LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$$PWD HEADRACE_SOAK=1 \
+	  $(CURDIR)/$(BIN)/python -m pytest -p no:cacheprovider tests/test_native*.py
+
+fuzz:
+	mkdir -p build/fuzz/corpus
+	clang $(SANITIZERS),fuzzer -Ipipeline/native tests/native_fuzz.c $(filter-out %/module.c,$(wildcard pipeline/native/*.c)) -ljpeg -lm -o build/fuzz/fuzz
+	cd build/fuzz && ./fuzz -max_total_time=$(FUZZ_S) -max_len=8192 corpus $(CURDIR)/tests/native_corpus
 
 coverage: setup
 	$(BIN)/python -m pytest --cov=pipeline --cov-report=term-missing:skip-covered

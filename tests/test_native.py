@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import subprocess
 import sys
@@ -70,6 +71,22 @@ def test_a_part_has_the_pixels_of_the_whole_to_the_bit(kind: str, mode: str, den
             top, left, rows, columns = part
             inside = np.s_[top : top + rows, left : left + columns]
             assert np.array_equal(frame[inside], whole[inside]), part
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_every_range_of_columns_has_the_pixels_of_the_whole(subsampling: int) -> None:
+    """Of noise: smooth chroma would hide that it was not interpolated, as libjpeg does not for a narrow crop."""
+    for width in [*range(1, 20), 33, 34]:
+        noise = np.random.default_rng(width).integers(0, 256, (11, width, 3), dtype=np.uint8)
+        data = encoded(noise, quality=95, subsampling=subsampling)
+        for denominator in (1, 2):
+            whole = decode(data, inspect(data), Scratch(), denominator=denominator)
+            height, end = whole.shape[:2]
+            for left, right in itertools.combinations(range(end + 1), 2):
+                frame = np.full_like(whole, 99)
+                assert kernel.decode_region(data, denominator, height // 2, left, 1, right - left, frame)
+                row = np.s_[height // 2, left:right]
+                assert np.array_equal(frame[row], whole[row]), (width, denominator, left, right)
 
 
 def crops(data: bytes, *, native_too: bool, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[bytes]:

@@ -39,6 +39,9 @@ static int is_complete(const struct jpeg_decompress_struct *jpeg) {
     return 1;
 }
 
+/* Of less than two columns of chroma libjpeg interpolates nothing. */
+enum { LEAST_COLUMNS = 8 };
+
 static int smaller(int one, int other) { return one < other ? one : other; }
 
 static int greater(int one, int other) { return one > other ? one : other; }
@@ -56,8 +59,9 @@ static void read_region(struct jpeg_decompress_struct *jpeg, scan_t *scan, regio
     const size_t stride = (size_t)width * 3;
     /* The outermost pixels of what is decoded are taken for the image's edge where chroma is interpolated. */
     const int top = greater(needed.top - 1, 0), bottom = smaller(needed.top + needed.height + 1, height);
-    JDIMENSION left = (JDIMENSION)greater(needed.left - 1, 0);
-    JDIMENSION num_columns = (JDIMENSION)smaller(needed.left + needed.width + 1, width) - left;
+    JDIMENSION left = (JDIMENSION)greater(smaller(needed.left - 1, width - LEAST_COLUMNS), 0);
+    const int right = smaller(greater(needed.left + needed.width + 1, (int)left + LEAST_COLUMNS), width);
+    JDIMENSION num_columns = (JDIMENSION)right - left;
     if (num_columns < jpeg->output_width) {
         jpeg_crop_scanline(jpeg, &left, &num_columns);
         if (jpeg->comps_in_scan > 1) { /* else an MCU is a block, which may be narrower than what is cropped to */
