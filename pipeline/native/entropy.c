@@ -5,9 +5,10 @@
 #include <string.h>
 
 /* A code has 16 bits at most and a value 15, so that a block of damaged ones ends within BLOCK_BYTES. */
-enum { RUN_ENDS = 64, BLOCK_BYTES = 256 };
+enum { RUN_ENDS = 128, BLOCK_BYTES = 256 };
 
-/* The head of libjpeg's own struct, which no public header has: as in libjpeg-turbo 2.1.5, the only one tried. */
+/* The head of libjpeg's own struct, which no public header has. IJG's 6b and libjpeg-turbo 3.2 have the same in their
+ * jpegint.h, and it was run with the libraries 2.1.5 and 3.2.0. */
 struct jpeg_entropy_decoder {
     void (*start_pass)(j_decompress_ptr jpeg);
     boolean (*decode_mcu)(j_decompress_ptr jpeg, JBLOCKROW *blocks);
@@ -103,15 +104,24 @@ static const uint8_t *unstuff(j_decompress_ptr jpeg, scan_t *scan, const uint8_t
 }
 
 /* Have 56 bits or more. */
-static inline void fill(uint64_t *bits, unsigned *num_bits, const uint8_t **next) {
+static inline void fill(reader_t *reader) {
     uint64_t word;
-    memcpy(&word, *next, sizeof word);
+    memcpy(&word, reader->next, sizeof word);
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
     word = __builtin_bswap64(word);
 #endif
-    *bits |= word >> *num_bits; /* also parts of bytes that come again, as the same bits */
-    *next += (63 - *num_bits) >> 3;
-    *num_bits |= 56;
+    reader->bits |= word >> reader->num_bits; /* also parts of bytes that come again, as the same bits */
+    reader->next += (63 - reader->num_bits) >> 3;
+    reader->num_bits |= 56;
+}
+
+static inline void pass(reader_t *reader, unsigned num_bits) {
+    reader->bits <<= num_bits;
+    reader->num_bits -= num_bits;
+}
+
+static inline code_t look(const code_t *codes, const reader_t *reader) {
+    return codes[reader->bits >> (64 - LOOKED_AT)];
 }
 
 /* A code that is longer than a look reaches. */
@@ -128,11 +138,6 @@ __attribute__((noinline)) static code_t long_code(j_decompress_ptr jpeg, const t
     return code_of(length, table->values[table->offset[length] + (next >> (16 - length))], is_ac);
 }
 
-static inline code_t code_at(j_decompress_ptr jpeg, const table_t *table, uint64_t bits, int is_ac) {
-    const code_t code = table->codes[bits >> (64 - LOOKED_AT)];
-    return code != 0 ? code : long_code(jpeg, table, bits, is_ac);
-}
-
 /* The value behind a code: of n bits the upper half of the numbers is positive. */
 static inline int value_of(uint64_t bits, code_t code) {
     const uint64_t rest = bits << code_bits_of(code);
@@ -141,52 +146,77 @@ static inline int value_of(uint64_t bits, code_t code) {
     return value + (is_negative & (1 - (1 << value_bits_of(code))));
 }
 
+static inline code_t code_at(j_decompress_ptr jpeg, const table_t *table, const reader_t *reader, int is_ac) {
+    const code_t code = look(table->codes, reader);
+    return code != 0 ? code : long_code(jpeg, table, reader->bits, is_ac);
+}
+
+static inline int decode_dc(j_decompress_ptr jpeg, const table_t *table, reader_t *reader) {
+    fill(reader);
+    const code_t code = code_at(jpeg, table, reader, 0);
+    const int difference = value_of(reader->bits, code);
+    pass(reader, num_bits_of(code));
+    return difference;
+}
+
+/* What a block has behind its first coefficient, into `block`; returns the place behind it, RUN_ENDS more if told so. */
+static inline unsigned decode_ac(j_decompress_ptr jpeg, const table_t *table, reader_t *reader, JCOEF *block) {
+    unsigned k = 1;
+    do {
+        code_t code = look(table->codes, reader); /* of bits that are there, while `fill` waits for others */
+        fill(reader);
+        code = code != 0 ? code : long_code(jpeg, table, reader->bits, 1);
+        k += run_of(code);
+        if (k < DCTSIZE2) {
+            block[natural_order[k]] = (JCOEF)value_of(reader->bits, code); /* of a run of 16 zeros, 0 */
+        }
+        pass(reader, num_bits_of(code)); /* 31 at most, so that more are left than a look needs */
+    } while (++k < DCTSIZE2);
+    return k;
+}
+
+/* The same for a block that is not wanted. */
+static inline unsigned skip_ac(j_decompress_ptr jpeg, const table_t *table, reader_t *reader) {
+    unsigned k = 1;
+    do {
+        code_t code = look(table->pairs, reader);
+        fill(reader);
+        if (code != 0 && k + places_of(code) % RUN_ENDS < DCTSIZE2) { /* all of it belongs to this block */
+            k += places_of(code);
+        } else {
+            code = code_at(jpeg, table, reader, 1);
+            k += run_of(code) + 1;
+        }
+        pass(reader, num_bits_of(code));
+    } while (k < DCTSIZE2);
+    return k;
+}
+
 /* What comes next in `scan`, into `block` if there is one. */
 static inline __attribute__((always_inline)) void decode_block(j_decompress_ptr jpeg, scan_t *scan, int number,
                                                                JCOEF *block) {
-    const table_t *ac = scan->blocks[number].ac;
-    uint64_t bits = scan->bits; /* here they stay in registers, whatever is stored to `block` */
-    unsigned num_bits = scan->num_bits;
-    const uint8_t *next = scan->next;
-    fill(&bits, &num_bits, &next);
-    code_t code = code_at(jpeg, scan->blocks[number].dc, bits, 0);
-    const int dc = scan->last_dc[scan->blocks[number].component] += value_of(bits, code);
+    reader_t reader = scan->reader;
+    const int dc = scan->last_dc[scan->blocks[number].component] += decode_dc(jpeg, scan->blocks[number].dc, &reader);
     if (dc != (JCOEF)dc) {
         give_up(jpeg);
     }
+    const table_t *ac = scan->blocks[number].ac;
+    unsigned k;
     if (block != NULL) {
         block[0] = (JCOEF)dc;
+        k = decode_ac(jpeg, ac, &reader, block);
+    } else {
+        k = skip_ac(jpeg, ac, &reader);
     }
-    unsigned k = 1;
-    do {
-        bits <<= num_bits_of(code);
-        num_bits -= num_bits_of(code);
-        fill(&bits, &num_bits, &next);
-        if (block == NULL) {
-            const code_t pair = ac->pairs[bits >> (64 - LOOKED_AT)];
-            if (pair != 0 && k + places_of(pair) % RUN_ENDS < DCTSIZE2) { /* both belong to this block */
-                code = pair;
-                k += places_of(pair) - 1;
-                continue;
-            }
-        }
-        code = code_at(jpeg, ac, bits, 1);
-        k += run_of(code);
-        if (k < DCTSIZE2 && block != NULL) {
-            block[natural_order[k]] = (JCOEF)value_of(bits, code); /* of a run of 16 zeros, 0 */
-        }
-    } while (++k < DCTSIZE2);
-    scan->bits = bits << num_bits_of(code);
-    scan->num_bits = num_bits - num_bits_of(code);
-    scan->next = next;
-    if ((k > DCTSIZE2 && run_of(code) < RUN_ENDS) || next - scan->end > (ptrdiff_t)scan->num_bits / 8) {
+    scan->reader = reader;
+    if ((k > DCTSIZE2 && k < RUN_ENDS) || reader.next - scan->end > (ptrdiff_t)reader.num_bits / 8) {
         give_up(jpeg); /* beyond the block's end, or the scan's */
     }
 }
 
 /* Behind the last block less than a byte may be left before the marker, which libjpeg reads next. */
 static void end_scan(j_decompress_ptr jpeg, const scan_t *scan) {
-    if ((scan->end - scan->next) * 8 + (ptrdiff_t)scan->num_bits >= 8) {
+    if ((scan->end - scan->reader.next) * 8 + (ptrdiff_t)scan->reader.num_bits >= 8) {
         give_up(jpeg);
     }
     jpeg->src->bytes_in_buffer -= (size_t)(scan->marker - jpeg->src->next_input_byte);
@@ -220,9 +250,7 @@ void take_scan(struct jpeg_decompress_struct *jpeg, scan_t *scan) {
     }
     const uint8_t *begin = jpeg->src->next_input_byte;
     scan->marker = unstuff(jpeg, scan, begin, begin + jpeg->src->bytes_in_buffer);
-    scan->next = scan->bytes;
-    scan->bits = 0;
-    scan->num_bits = 0;
+    scan->reader = (reader_t){.next = scan->bytes};
     scan->column = 0;
     scan->num_columns = (long)jpeg->MCUs_per_row;
     narrow_scan(scan, 0, scan->num_columns - 1);

@@ -21,13 +21,18 @@ typedef struct {
     const uint8_t *values;
 } table_t;
 
+/* What comes next of a scan: kept in registers while a block is decoded, whatever is stored to it. */
+typedef struct {
+    uint64_t bits;     /* before `next`, the next one at the top */
+    unsigned num_bits; /* of them that are still to be used */
+    const uint8_t *next;
+} reader_t;
+
 /* The state of one scan; `client_data` of its decompressor while it is decoded. */
 typedef struct {
     uint8_t *bytes;              /* of the scan without stuffing, and zeros behind them; see `drop_scan` */
     const uint8_t *end;          /* of those that the file has */
-    const uint8_t *next;
-    uint64_t bits;               /* before `next`, the next one at the top */
-    unsigned num_bits;           /* of them that are still to be used */
+    reader_t reader;
     const uint8_t *marker;       /* where the file goes on behind the scan */
     long mcus_left;
     long column, num_columns;       /* of MCUs: the one that comes next */
