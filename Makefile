@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SANITIZERS := -g -O1 -fno-sanitize-recover=undefined -fsanitize=address,undefined
 FUZZ_S ?= 3600
+# The tests of pixels, once more without the native kernel.
+PIXELS := $(addprefix tests/test_,$(addsuffix .py,decode transforms resize crops finish image_contract tiny))
 
 .PHONY: help setup native train test check soak sanitize fuzz coverage bench peers clean
 
@@ -22,7 +24,7 @@ help:
 
 setup: $(READY)
 
-$(READY): pyproject.toml setup.py
+$(READY): pyproject.toml setup.py $(wildcard pipeline/native/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Headrace needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
@@ -40,6 +42,7 @@ train: setup
 # Two files at a time, for most tests wait for processes half of their time: 12 minutes and not 17 on two cores.
 test: check
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	HEADRACE_NATIVE=0 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PIXELS)
 
 check: setup
 	$(BIN)/ruff format --check .

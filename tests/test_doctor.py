@@ -512,5 +512,5 @@ def test_a_plan_spreads_a_run_over_threads_as_the_build_does(trial_folder: Path)
 
 
 def test_a_kernel_that_is_not_built_is_said_with_what_builds_it() -> None:
-    assert "make native" in kernel_finding(None).detail
-    assert kernel_finding(os).detail.startswith("built:")
+    assert "make native" in kernel_finding(None, "not built: make native builds it").detail
+    assert kernel_finding(os, "").detail.startswith("built:")

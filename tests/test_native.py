@@ -271,10 +271,22 @@ def test_fused_is_refused_where_there_is_no_kernel(monkeypatch: pytest.MonkeyPat
         SampleTransform(Transforms(resize="fused"), normalise=True)  # type: ignore[arg-type]
 
 
-def test_the_package_works_where_it_was_not_built() -> None:
+@pytest.mark.parametrize(
+    ("stand_in", "environment", "reason"),
+    [
+        ("None", {}, "not built: make native"),
+        ("types.ModuleType('older')", {}, "built from other sources: make native"),
+        ("types.ModuleType('any')", {"HEADRACE_NATIVE": "0"}, "left out by HEADRACE_NATIVE=0"),
+    ],
+)
+def test_the_package_works_without_it_and_says_why_it_is_not_there(
+    stand_in: str, environment: dict[str, str], reason: str
+) -> None:
     code = (
-        "import sys; sys.modules['pipeline.native._kernel'] = None\n"
-        "from pipeline import native; assert native.kernel is None\n"
+        f"import sys, types; sys.modules['pipeline.native._kernel'] = {stand_in}\n"
+        "from pipeline import native; assert native.kernel is None; print(native.why_not)\n"
         "import pipeline.decode, pipeline.transforms.sample"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
+    environment = {name: value for name, value in os.environ.items() if name != "HEADRACE_NATIVE"} | environment
+    done = subprocess.run([sys.executable, "-c", code], check=True, env=environment, stdout=subprocess.PIPE, text=True)
+    assert reason in done.stdout

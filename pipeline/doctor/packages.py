@@ -9,7 +9,7 @@ from importlib.metadata import packages_distributions, version
 from types import ModuleType
 
 from pipeline.doctor.finding import Finding, ok, warning
-from pipeline.native import kernel
+from pipeline.native import kernel, why_not
 
 _VECTORS = {"x86_64": "AVX2", "AMD64": "AVX2", "aarch64": "NEON", "arm64": "NEON"}
 """By processor: the instructions that make resizing as fast as it was measured to be."""
@@ -48,14 +48,14 @@ def check_decoders() -> Iterator[Finding]:
     yield ok("decoder", f"simplejpeg {simplejpeg.__version__} (libjpeg-turbo) for plain JPEG, {pillow} for the rest")
     if os.environ.get("JSIMD_FORCENONE") == "1":
         yield warning("SIMD", "JSIMD_FORCENONE keeps libjpeg-turbo from vector instructions; unset JSIMD_FORCENONE")
-    yield kernel_finding(kernel)
+    yield kernel_finding(kernel, why_not)
     yield simd_finding(cv2.getCPUFeaturesLine(), platform.machine())
 
 
-def kernel_finding(kernel: ModuleType | None) -> Finding:
-    """Whether the native kernel was built; that it was not is no fault."""
+def kernel_finding(kernel: ModuleType | None, why_not: str) -> Finding:
+    """Whether the native kernel is there; that it is not is no fault."""
     if kernel is None:
-        return ok("kernel", "not built: images are decoded whole for each crop; make native builds it")
+        return ok("kernel", f"{why_not}; images are decoded whole for each crop")
     return ok("kernel", "built: of plain JPEGs only what a crop shows is decoded; transforms.resize=fused is there")
 
 

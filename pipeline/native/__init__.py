@@ -1,4 +1,4 @@
-"""The native kernel, where it was built: a part of a JPEG decoded alone, and antialiased resizing.
+"""The native kernel, where it was built: a part of a JPEG decoded alone, antialiased resizing, and levels to floats.
 
 It is optional: `kernel` is None where no compiler or no libjpeg-turbo was there. Which pixels come out never depends on
 it; `transforms.resize=fused` is there only with it.
@@ -7,11 +7,24 @@ it; `transforms.resize=fused` is there only with it.
 from __future__ import annotations
 
 import importlib
+import os
 from types import ModuleType
 
-kernel: ModuleType | None
-"""The extension, or None."""
-try:
-    kernel = importlib.import_module("pipeline.native._kernel")
-except ImportError:
-    kernel = None
+VERSION = 2
+"""Of what the extension offers; `module.c` has the same."""
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    if os.environ.get("HEADRACE_NATIVE") == "0":
+        return None, "left out by HEADRACE_NATIVE=0"
+    try:
+        module = importlib.import_module("pipeline.native._kernel")
+    except ImportError:
+        return None, "not built: make native builds it, or says why not"
+    if getattr(module, "VERSION", None) != VERSION:
+        return None, "built from other sources: make native builds it anew"
+    return module, ""
+
+
+kernel, why_not = _load()
+"""The extension, or None and why it is not there."""

@@ -70,4 +70,25 @@ extern const passes_t portable_passes; /* for any */
  */
 int resize_triangle(image_t image, box_t box, int is_mirrored, target_t target, const passes_t *passes);
 
+/* What becomes of levels R, G, B and a 1: three sums by `matrix`, clamped.
+ *
+ * Every product with a level and every sum of them is exact in float32, so that neither their order nor a fused
+ * multiply-add shows in the results.
+ */
+typedef struct {
+    float matrix[3][4], lower[3], upper[3];
+} colour_t;
+
+/* Where floats of pixels go: (H, W, 3), or planes. */
+typedef struct {
+    float *values;
+    size_t pixel_stride, channel_stride; /* in floats; 3 and 1, or 1 and H * W */
+} floats_t;
+
+/* By this processor's best way, or by the one for any. */
+void colour_pixels(const uint8_t *pixels, size_t num_pixels, const colour_t *colour, floats_t out, int is_portable);
+
+/* Each level of R, G and B by its entry of `table` [256][3]. */
+void look_up_pixels(const uint8_t *pixels, size_t num_pixels, const float *table, floats_t out);
+
 #endif

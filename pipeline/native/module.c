@@ -153,18 +153,117 @@ static PyObject *decode(PyObject *Py_UNUSED(module), PyObject *arguments) {
     return result;
 }
 
+/* Copy a float32 array of `num_values` into `values`; 0 with an exception set. */
+static int read_floats(PyObject *object, float *values, Py_ssize_t num_values, const char *what) {
+    Py_buffer view;
+    if (PyObject_GetBuffer(object, &view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) != 0) {
+        return 0;
+    }
+    const int is_right = view.format != NULL && strcmp(view.format, "f") == 0 &&
+                         view.len == num_values * (Py_ssize_t)sizeof(float);
+    if (is_right) {
+        memcpy(values, view.buf, (size_t)view.len);
+    }
+    PyBuffer_Release(&view);
+    return is_right || refused(what);
+}
+
+/* Pixels that follow each other without gaps, and as much room for their floats. The caller releases both views. */
+typedef struct {
+    Py_buffer source, out;
+    const uint8_t *pixels;
+    size_t num_pixels;
+    floats_t floats;
+} conversion_t;
+
+static int open_conversion(PyObject *image_object, PyObject *out_object, int is_planar, conversion_t *made) {
+    static const char what[] = "out must be float32 of the image's (H, W, 3), planar (3, H, W), C-contiguous and writable";
+    image_t image;
+    if (!open_image(image_object, &made->source, &image)) {
+        return 0;
+    }
+    if (image.height > 1 && image.stride != 3 * (ptrdiff_t)image.width) {
+        return refused("image must be C-contiguous");
+    }
+    if (!open_axes(out_object, &made->out, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE, "f", what)) {
+        return 0;
+    }
+    const Py_ssize_t *shape = made->out.shape;
+    if (shape[is_planar ? 0 : 2] != 3 || shape[is_planar] != image.height || shape[is_planar + 1] != image.width) {
+        return refused(what);
+    }
+    made->pixels = image.pixels;
+    made->num_pixels = (size_t)image.height * image.width;
+    made->floats = is_planar ? (floats_t){made->out.buf, 1, made->num_pixels} : (floats_t){made->out.buf, 3, 1};
+    return 1;
+}
+
+PyDoc_STRVAR(colour_doc, "colour(image, matrix, lower, upper, out, is_planar, is_portable, /)\n--\n\n"
+                         "Pixels times `matrix` (3, 4), clamped by channel, into `out`.");
+
+static PyObject *colour(PyObject *Py_UNUSED(module), PyObject *arguments) {
+    PyObject *image, *matrix, *lower, *upper, *out, *result = NULL;
+    int is_planar, is_portable;
+    if (!PyArg_ParseTuple(arguments, "OOOOOpp", &image, &matrix, &lower, &upper, &out, &is_planar, &is_portable)) {
+        return NULL;
+    }
+    conversion_t made = {0};
+    colour_t wanted;
+    if (read_floats(matrix, &wanted.matrix[0][0], 12, "matrix must be float32 (3, 4), C-contiguous") &&
+        read_floats(lower, wanted.lower, 3, "lower must be float32 (3,), C-contiguous") &&
+        read_floats(upper, wanted.upper, 3, "upper must be float32 (3,), C-contiguous") &&
+        open_conversion(image, out, is_planar, &made)) {
+        Py_BEGIN_ALLOW_THREADS;
+        colour_pixels(made.pixels, made.num_pixels, &wanted, made.floats, is_portable);
+        Py_END_ALLOW_THREADS;
+        result = Py_NewRef(Py_None);
+    }
+    PyBuffer_Release(&made.out);
+    PyBuffer_Release(&made.source);
+    return result;
+}
+
+PyDoc_STRVAR(look_up_doc, "look_up(image, table, out, is_planar, /)\n--\n\n"
+                          "Each level of `image` by its entry of `table` (256, 3) into `out`.");
+
+static PyObject *look_up(PyObject *Py_UNUSED(module), PyObject *arguments) {
+    PyObject *image, *table_object, *out, *result = NULL;
+    int is_planar;
+    if (!PyArg_ParseTuple(arguments, "OOOp", &image, &table_object, &out, &is_planar)) {
+        return NULL;
+    }
+    conversion_t made = {0};
+    Py_buffer table = {0};
+    if (open_table(table_object, &table) && open_conversion(image, out, is_planar, &made)) {
+        Py_BEGIN_ALLOW_THREADS;
+        look_up_pixels(made.pixels, made.num_pixels, table.buf, made.floats);
+        Py_END_ALLOW_THREADS;
+        result = Py_NewRef(Py_None);
+    }
+    PyBuffer_Release(&made.out);
+    PyBuffer_Release(&made.source);
+    PyBuffer_Release(&table);
+    return result;
+}
+
 static PyMethodDef methods[] = {
+    {"colour", colour, METH_VARARGS, colour_doc},
     {"decode_region", decode, METH_VARARGS, decode_doc},
+    {"look_up", look_up, METH_VARARGS, look_up_doc},
     {"resize", resize, METH_VARARGS, resize_doc},
     {NULL, NULL, 0, NULL},
 };
 
-static PyModuleDef_Slot slots[] = {{0, NULL}};
+enum { VERSION = 2 }; /* as in __init__.py: another one is not used */
+
+static int add_version(PyObject *module) { return PyModule_AddIntConstant(module, "VERSION", VERSION); }
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, add_version}, {0, NULL}};
 
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "_kernel",
-    .m_doc = "A part of a JPEG, and antialiased resizing.",
+    .m_doc = "A part of a JPEG, antialiased resizing, and levels to floats.",
     .m_methods = methods,
     .m_slots = slots,
 };

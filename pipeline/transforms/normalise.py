@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decode import Scratch
+from pipeline.native import kernel
 
 
 class Normaliser:
@@ -26,14 +27,23 @@ class Normaliser:
     def __call__(self, pixels: NDArray[np.uint8], rows: NDArray[np.float32], scratch: Scratch) -> None:
         """Normalise `pixels`, uint8 (n, H, W, 3), into n `rows`."""
         n, height, width, _ = pixels.shape
-        pixels = pixels.reshape(n * height, width, 3)
-        if not self._planes:
-            written = cv2.LUT(pixels, self._table, dst=rows.reshape(pixels.shape))
+        joined = pixels.reshape(n * height, width, 3)
+        if kernel is not None and self._planes:
+            for image, row in zip(pixels, rows, strict=True):
+                kernel.look_up(image, self._table, row, True)
+        elif kernel is not None:
+            target = rows.reshape(joined.shape)
+            assert np.may_share_memory(target, rows), "the rows do not follow each other"
+            kernel.look_up(joined, self._table, target, False)
+        elif self._planes:
+            self._planes_by_opencv(joined, rows.reshape(n, 3, height * width), scratch)
+        else:
+            written = cv2.LUT(joined, self._table, dst=rows.reshape(joined.shape))
             assert np.may_share_memory(written, rows), "OpenCV did not write into the rows that it was given"
-            return
-        plane = scratch.pixels("plane", (n * height, width))
-        planes = rows.reshape(n, 3, height * width)
+
+    def _planes_by_opencv(self, pixels: NDArray[np.uint8], planes: NDArray[np.float32], scratch: Scratch) -> None:
+        plane = scratch.pixels("plane", pixels.shape[:2])
         for channel, table in enumerate(self._tables):
             cv2.extractChannel(pixels, channel, dst=plane)
-            written = cv2.LUT(plane.reshape(n, height * width), table, dst=planes[:, channel])
-            assert np.may_share_memory(written, rows), "OpenCV did not write into the rows that it was given"
+            written = cv2.LUT(plane.reshape(len(planes), -1), table, dst=planes[:, channel])
+            assert np.may_share_memory(written, planes), "OpenCV did not write into the rows that it was given"

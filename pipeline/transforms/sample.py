@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import ConfigError, Transforms
 from pipeline.decode import ImageInfo, Rendering, Scratch, count_decoded, decode, inspect
-from pipeline.native import kernel
+from pipeline.native import kernel, why_not
 from pipeline.stats import StageClock
 from pipeline.transforms.finish import Finish, WorkerFinish
 from pipeline.transforms.geometry import (
@@ -113,8 +113,7 @@ class SampleTransform:
         self._fast, self._fused = options.resize == "fast", options.resize == "fused"
         if self._fused and kernel is None:
             raise ConfigError(
-                "transforms.resize=fused needs the native kernel, which is not built here (make native says why); "
-                "use fast or auto"
+                f"transforms.resize=fused needs the native kernel, which is {why_not}; or use fast or auto"
             )
         self._scaled = options.decode == "scaled"
         self._rendering = rendering_of(options)
