@@ -22,6 +22,10 @@ _ROTATIONS = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_CO
 _FLIPS = {2: 1, 4: 0}
 
 
+Part = tuple[int, int, int, int]
+"""Of an image in pixels: top, left, height, width."""
+
+
 def swaps_sides(orientation: int) -> bool:
     """Whether an image stored with `orientation` is seen with width and height exchanged."""
     return orientation >= 5
@@ -30,6 +34,15 @@ def swaps_sides(orientation: int) -> bool:
 def mirrored_axes(orientation: int) -> tuple[bool, bool]:
     """Whether rows and columns, as seen, run against the stored axis that they come from."""
     return orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+
+
+def stored_part(part: Part, orientation: int, height: int, width: int) -> Part:
+    """Where `part` of an upright image of `height` x `width` is stored."""
+    top, left, num_rows, num_columns = part
+    is_upside_down, is_mirrored = mirrored_axes(orientation)
+    top = height - top - num_rows if is_upside_down else top
+    left = width - left - num_columns if is_mirrored else left
+    return (left, top, num_columns, num_rows) if swaps_sides(orientation) else (top, left, num_rows, num_columns)
 
 
 def read_orientation(jpeg: bytes) -> int:

@@ -2264,6 +2264,13 @@ MUTATIONS = [
         "test_native.py::test_the_package_works_without_it_and_says_why_it_is_not_there",
     ),
     Mutation(
+        "decode the part of a mirrored image where it would be seen",
+        "orientation.py",
+        "left = width - left - num_columns if is_mirrored else left",
+        "left = left",
+        "test_native.py::test_a_part_of_what_exif_turns_has_the_pixels_of_the_whole",
+    ),
+    Mutation(
         "write URLs with their queries into an index",
         "sources/tar_index.py",
         "return shard if remote is None else",

@@ -73,6 +73,28 @@ def test_a_part_has_the_pixels_of_the_whole_to_the_bit(kind: str, mode: str, den
             assert np.array_equal(frame[inside], whole[inside]), part
 
 
+@pytest.mark.parametrize("native_too", [True, False])
+@pytest.mark.parametrize("denominator", [1, 2, 8])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_part_of_what_exif_turns_has_the_pixels_of_the_whole(
+    orientation: int, denominator: int, native_too: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photo(orientation, 93, 126), exif=exif, quality=85)
+    info = inspect(data)
+    whole = decode(data, info, Scratch(), denominator=denominator)
+    assert whole.shape[0] == -(-(93 if orientation < 5 else 126) // denominator)
+    if not native_too:
+        monkeypatch.setattr(jpeg, "kernel", None)
+    for part in parts_of(*whole.shape[:2], 12, orientation):
+        top, left, rows, columns = part
+        inside = np.s_[top : top + rows, left : left + columns]
+        shown = decode(data, info, Scratch(), denominator=denominator, part=part)
+        assert shown.shape == whole.shape
+        assert np.array_equal(shown[inside], whole[inside]), part
+
+
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 def test_every_range_of_columns_has_the_pixels_of_the_whole(subsampling: int) -> None:
     """Of noise: smooth chroma would hide that it was not interpolated, as libjpeg does not for a narrow crop."""

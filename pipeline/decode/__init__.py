@@ -15,7 +15,7 @@ from pipeline.decode.general import Rendering, convert_profile, decode_generally
 from pipeline.decode.header import MAX_PIXELS, BadImageError, ImageInfo, inspect
 from pipeline.decode.jpeg import decode_jpeg, decode_part
 from pipeline.decode.scratch import Scratch, ThreadScratch
-from pipeline.orientation import swaps_sides, upright
+from pipeline.orientation import Part, stored_part, swaps_sides, upright
 from pipeline.stats import StageClock
 
 __all__ = [
@@ -49,7 +49,7 @@ def decode(
     *,
     denominator: int = 1,
     rendering: Rendering = _USUAL,
-    part: tuple[int, int, int, int] | None = None,
+    part: Part | None = None,
 ) -> NDArray[np.uint8]:
     """Decode `data`, whose header gave `info`, at 1/`denominator` (1, 2, 4 or 8) of its height and width.
 
@@ -74,17 +74,24 @@ def decode(
         return general
     stored = (width, height, 3) if swaps_sides(info.orientation) else (height, width, 3)
     buffer = scratch.pixels("decoded", stored)
-    is_plain = info.orientation == 1 and not rendering.converts_profiles
-    if part is not None and is_plain and decode_part(data, buffer, denominator, part):
-        return buffer
-    pixels = decode_jpeg(data, buffer, denominator)
-    if pixels.shape != stored or not np.may_share_memory(pixels, buffer):
-        raise RuntimeError(f"the JPEG decoder gave {pixels.shape} at 1/{denominator}, expected {stored} in place")
-    if rendering.converts_profiles:
-        convert_profile(data, pixels)
+    seen = part or (0, 0, height, width)
+    own = stored_part(seen, info.orientation, height, width)
+    if part is None or rendering.converts_profiles or not decode_part(data, buffer, denominator, own):
+        pixels = decode_jpeg(data, buffer, denominator)
+        if pixels.shape != stored or not np.may_share_memory(pixels, buffer):
+            raise RuntimeError(f"the JPEG decoder gave {pixels.shape} at 1/{denominator}, expected {stored} in place")
+        if rendering.converts_profiles:
+            convert_profile(data, pixels)
     if info.orientation == 1:
-        return pixels
-    return upright(pixels, info.orientation, scratch.pixels("upright", (height, width, 3)))
+        return buffer
+    turned = scratch.pixels("upright", (height, width, 3))
+    upright(_cut(buffer, own), info.orientation, _cut(turned, seen))
+    return turned
+
+
+def _cut(pixels: NDArray[np.uint8], part: Part) -> NDArray[np.uint8]:
+    top, left, height, width = part
+    return pixels[top : top + height, left : left + width]
 
 
 def decode_counted(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.decode.header import BadImageError
 from pipeline.native import kernel
-from pipeline.orientation import START_OF_SCAN
+from pipeline.orientation import START_OF_SCAN, Part
 
 # The one libjpeg warning that leaves the image whole. Any number of places in the header may have such bytes, and one
 # place behind it.
@@ -55,7 +55,7 @@ def decode_jpeg(data: bytes, buffer: NDArray[np.uint8], denominator: int) -> NDA
     raise BadImageError(f"{'truncated' if truncated else 'damaged'} JPEG: {fault}") from fault
 
 
-def decode_part(data: bytes, frame: NDArray[np.uint8], denominator: int, part: tuple[int, int, int, int]) -> bool:
+def decode_part(data: bytes, frame: NDArray[np.uint8], denominator: int, part: Part) -> bool:
     """Decode `part` of a plain JPEG, (top, left, height, width), into its place in `frame`.
 
     Around it the frame may hold anything then. The pixels are those of `decode_jpeg`, to the bit. Returns False where

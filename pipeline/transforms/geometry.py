@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decode import DENOMINATORS
+from pipeline.orientation import Part
 
 _NUM_TRIES = 10
 
@@ -141,7 +142,7 @@ def cut(image: NDArray[np.uint8], box: Box) -> tuple[NDArray[np.uint8], Box]:
     return view, Box(box.top - top, box.left - left, box.height, box.width)
 
 
-def touched(box: Box, height: int, width: int) -> tuple[int, int, int, int]:
+def touched(box: Box, height: int, width: int) -> Part:
     """Top, left, height and width of the whole pixels of an image of `height` x `width` that `box` touches."""
     top, left = math.floor(box.top), math.floor(box.left)
     bottom, right = math.ceil(box.top + box.height), math.ceil(box.left + box.width)

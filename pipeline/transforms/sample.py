@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.config import ConfigError, Transforms
 from pipeline.decode import ImageInfo, Rendering, Scratch, count_decoded, decode, inspect
 from pipeline.native import kernel, why_not
+from pipeline.orientation import Part
 from pipeline.stats import StageClock
 from pipeline.transforms.finish import Finish, WorkerFinish
 from pipeline.transforms.geometry import (
@@ -215,7 +216,7 @@ class SampleTransform:
         denominator = denominator_for(box, options.size, options.size) if scaled else 1
         return _Plan(denominator, whole, None, scaled_down(box, denominator, info.corner(denominator)))
 
-    def _part(self, plan: _Plan, info: ImageInfo) -> tuple[int, int, int, int] | None:
+    def _part(self, plan: _Plan, info: ImageInfo) -> Part | None:
         """The part of the decoded image that will be looked at; None for all of it."""
         if plan.reduced is not None or not self._augment:
             return None
