@@ -120,7 +120,8 @@ def create_dataloader(
             those that save most time a byte.
         store: keep files' bytes ("encoded"), pixels ("decoded"), or pixels if they fit ("auto").
         decode: "full", or "scaled": decode at 1/2, 1/4 or 1/8 where the crop allows; changes pixels.
-        resize: "fast", "exact", or "fused" where the native kernel is built; None: fast when augmenting, else exact.
+        resize: "exact", "fast", or "fused", which needs the native kernel; None: exact when not augmenting, else fused
+            where the kernel is built and fast where not.
         background: R, G, B in 0..255 that transparent pixels are laid over.
         icc: embedded colour profiles: "ignore", or "convert" pixels to sRGB.
         crops_per_image: crops of each image, decoded once, in its batch: that has so many times `batch_size` images.

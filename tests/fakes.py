@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 from samples import named
 
@@ -17,9 +18,13 @@ from pipeline.loader.loader import Loader
 from pipeline.loader.order import Order
 from pipeline.loader.processes import ProcessExecutor
 from pipeline.loader.slots import Pin
+from pipeline.native import kernel
 from pipeline.sampler import Sampler, ShuffleSampler
 from pipeline.shared import Arena
 from pipeline.stats import Stats
+
+FUSED = pytest.param("fused", marks=pytest.mark.skipif(kernel is None, reason="the native kernel is not built"))
+"""A value of `transforms.resize`."""
 
 ROW_SHAPE = (2, 2, 3)
 

@@ -35,6 +35,7 @@ from pipeline.config import (
     TrainConfig,
     Transforms,
 )
+from pipeline.config import transforms as config_transforms
 from pipeline.config.compose import run_dir, to_config
 from pipeline.config.messages import one_line
 from pipeline.config.paths import check_paths, make_paths_absolute
@@ -279,9 +280,13 @@ def test_a_pipeline_alone_needs_no_training_groups() -> None:
     assert not hasattr(cfg, "dist")
 
 
-def test_evaluation_draws_nothing_and_resolved_chooses_the_resize() -> None:
+@pytest.mark.parametrize(("kernel", "chosen"), [(object(), "fused"), (None, "fast")])
+def test_evaluation_draws_nothing_and_resolved_chooses_the_resize(
+    kernel: Any, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config_transforms, "kernel", kernel)
     training = Transforms.named("heavy", decode="scaled")
-    assert training.resolved().resize == "fast"
+    assert training.resolved().resize == chosen
     assert Transforms.named("none").resolved().resize == "exact"
     assert Transforms.named("heavy", resize="exact").resolved().resize == "exact"
     evaluation = training.evaluation()

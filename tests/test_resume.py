@@ -27,7 +27,9 @@ from pipeline.config import (
     Optim,
     SyntheticData,
     TrainConfig,
+    transforms,
 )
+from pipeline.native import kernel
 from pipeline.training import fit as fit_module
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.environment import plain
@@ -449,6 +451,15 @@ def test_a_changed_configuration_is_refused_with_a_line_a_key_before_anything_is
         "resume with the old values, or begin another run under another run.name",
     ]
     assert files(half) == before
+
+
+@pytest.mark.skipif(kernel is None, reason="the native kernel is not built")
+def test_where_auto_is_another_resize_a_run_is_not_continued(
+    images: Path, half: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transforms, "kernel", None)
+    with pytest.raises(ConfigError, match=r"\n  transforms\.resize: was fused, is fast\n"):
+        train(config(images, resume=half), half)
 
 
 def test_of_another_kind_of_data_only_what_somebody_set_is_listed(images: Path) -> None:

@@ -215,7 +215,7 @@ def test_a_name_that_is_too_long_is_cut_and_stays_under_its_own_image(tmp_path: 
 
 
 def test_the_caption_says_what_is_done_to_an_image() -> None:
-    light = in_words(Transforms.named("light", size=64, scale=[0.5, 1.0]))
+    light = in_words(Transforms.named("light", size=64, scale=[0.5, 1.0], resize="fast"))
     assert light == (
         "transforms=light: random crop of 50 to 100 % of the area to 64 x 64 pixels (resize=fast), "
         "width : height of the crop 0.75 to 1.33, flip 50 %, normalisation undone"

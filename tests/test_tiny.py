@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from contracts import assert_same_batches, digest
-from fakes import make_loader, write_jpegs
+from fakes import FUSED, make_loader, write_jpegs
 from samples import Block, Both, For, Once, Tell, is_killed, named, reads_a_null_pointer
 from tiny import SIZE, Acting, Tiny, tiny_pixels
 from watching import ANSWER_S, Fifo, run_aside
@@ -80,7 +80,7 @@ def test_tiny_images_from_a_store_that_lends_its_memory_keep_their_bytes(tmp_pat
 @pytest.mark.parametrize("size", [8, 32, 64])
 @pytest.mark.parametrize("memory_format", ["channels_last", "contiguous"])
 @pytest.mark.parametrize("normalise", [True, False])
-@pytest.mark.parametrize("resize", ["fast", "exact"])
+@pytest.mark.parametrize("resize", ["fast", "exact", FUSED])
 @pytest.mark.parametrize("augment", ["none", "light", "standard", "heavy"])
 def test_many_rows_have_the_bytes_that_each_has_alone(
     augment: str, resize: str, normalise: bool, memory_format: str, size: int

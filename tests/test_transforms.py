@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fakes import FUSED
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from test_resize import photo
@@ -62,7 +63,7 @@ def test_draws_are_taken_only_by_what_is_on(options: dict[str, Any], num_draws: 
     assert BatchTransform(transforms).num_draws == num_draws
 
 
-@pytest.mark.parametrize("resize", ["exact", "fast"])
+@pytest.mark.parametrize("resize", ["exact", "fast", FUSED])
 @pytest.mark.parametrize("augment", ["none", "light"])
 @pytest.mark.parametrize("memory_format", ["channels_last", "contiguous"])
 def test_encoded_and_decoded_samples_give_equal_rows(memory_format: str, augment: str, resize: str) -> None:
@@ -238,7 +239,7 @@ def smooth_photo(height: int, width: int) -> NDArray[np.uint8]:
     return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
 
 
-@pytest.mark.parametrize("resize", ["exact", "fast"])
+@pytest.mark.parametrize("resize", ["exact", "fast", FUSED])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 def test_scaled_decoding_shows_the_same_crop(resize: str, orientation: int) -> None:
     exif = Image.Exif()

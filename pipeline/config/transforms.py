@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from pipeline.config.checks import ConfigError, choice, real, whole
+from pipeline.native import kernel
 
 
 class Augment(StrEnum):
@@ -78,7 +79,7 @@ class Transforms:
     decode: Decode = Decode.full
     """How many pixels are decoded."""
     resize: Resize = Resize.auto
-    """How images are resized; auto: fast when augmenting, exact when not. fused needs the native kernel."""
+    """How images are resized; auto: exact when not augmenting, else fused where the kernel is built, else fast."""
     max_side: int | None = None
     """Longest side, in pixels, that an image is reduced to before anything else; null: as it is."""
     background: list[int] = field(default_factory=lambda: [255, 255, 255])
@@ -182,10 +183,11 @@ class Transforms:
         return replace(self, augment=Augment.none, decode=Decode.full, resize=Resize.exact, crops_per_image=1)
 
     def resolved(self) -> Self:
-        """A copy in which `resize` is not auto."""
+        """A copy in which `resize` is not auto: whether that is fused depends on this installation's native kernel."""
         if self.resize is not Resize.auto:
             return replace(self)
-        return replace(self, resize=Resize.exact if self.augment is Augment.none else Resize.fast)
+        augmenting = Resize.fast if kernel is None else Resize.fused
+        return replace(self, resize=Resize.exact if self.augment is Augment.none else augmenting)
 
 
 def _interval(key: str, value: list[float], *, high: float) -> list[float]:

@@ -80,6 +80,7 @@ def train(cfg: TrainConfig, run_dir: Path) -> float:
 def train_rank(cfg: TrainConfig, run_dir: Path) -> float:
     """`train` as this process's part in the world that its launcher made, or alone."""
     end_with_agent()
+    cfg = replace(cfg, transforms=cfg.transforms.resolved())  # so that no other machine continues with other pixels
     with StopSignals() as stop, join_world(on_cuda=may_use_cuda(cfg.run.device)) as world:
         if world.size > 1:
             stop.join(world)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from pipeline.training.loop import Totals
 from pipeline.training.metrics import RunRecord
 from pipeline.training.resume import has_reported, refuse_changes
 
-VERSION = 2
+VERSION = 3
 
 
 def take_state(
@@ -75,7 +75,8 @@ def read_state(path: Path, cfg: TrainConfig, *, mmap: bool = False) -> dict[str,
         raise ConfigError(f"{path} is damaged, or no checkpoint; begin another run under another run.name") from error
     if not isinstance(state, dict) or state.get("version") != VERSION:
         raise ConfigError(f"{path} is not one that this version continues; begin another run under another run.name")
-    refuse_changes(state["config"], plain(cfg), run_dir=path.parents[1])
+    now = replace(cfg, transforms=cfg.transforms.resolved())  # as `train` saved it
+    refuse_changes(state["config"], plain(now), run_dir=path.parents[1])
     _check_length(state, cfg, path.parents[1])
     return state
 

@@ -76,6 +76,14 @@ def resize_fused(image: NDArray[np.uint8], box: Box, out: NDArray[np.uint8]) -> 
     kernel.resize(image, *box, False, out, None, False)
 
 
+def resize_crops_fused(images: Sequence[NDArray[np.uint8]], boxes: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+    """`resize_fused` of each image's whole-pixel box, cut out first, into n rows `out` (n, h, w, 3)."""
+    assert kernel is not None, "who asks for it has looked"
+    for image, (top, left, height, width), row in zip(images, boxes.tolist(), out, strict=True):
+        crop = image[top : top + height, left : left + width]
+        kernel.resize(crop, 0.0, 0.0, height, width, False, row, None, False)
+
+
 def resize_crops_fast(
     images: Sequence[NDArray[np.uint8]], boxes: NDArray[np.int64], out: NDArray[np.uint8], scratch: Scratch
 ) -> None:

@@ -30,7 +30,7 @@ from pipeline.transforms.geometry import (
 )
 from pipeline.transforms.normalise import Normaliser
 from pipeline.transforms.policy import DrawnPolicy
-from pipeline.transforms.resize import resize_crops_fast, resize_exact, resize_fast, resize_fused
+from pipeline.transforms.resize import resize_crops_fast, resize_crops_fused, resize_exact, resize_fast, resize_fused
 
 # Images and rows up to this side are made many at a time: a call by itself takes as long as their pixels do. So many
 # at a time, for what they are made in stays in the processor's cache then, and more would save nothing more.
@@ -188,10 +188,13 @@ class SampleTransform:
         """Write the rows of up to `most_rows` samples that it `takes`: the bytes that each by itself would have."""
         started = perf_counter()
         resized = self._room(out, scratch)
-        if self._augment and self._fast:
+        if self._augment and (self._fast or self._fused):
             heights, widths = np.array([sample.shape[:2] for sample in samples]).T
             boxes = random_resized_crops(heights, widths, draws, scale=self._options.scale, ratio=self._options.ratio)
-            resize_crops_fast(samples, boxes, resized, scratch)
+            if self._fused:
+                resize_crops_fused(samples, boxes, resized)
+            else:
+                resize_crops_fast(samples, boxes, resized, scratch)
         else:
             for pixels, own_draws, row in zip(samples, draws, resized, strict=True):
                 plan = self._plan(ImageInfo(pixels.shape[0], pixels.shape[1]), own_draws, scaled=False)

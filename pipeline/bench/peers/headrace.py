@@ -18,6 +18,7 @@ from pipeline.config import BenchConfig, ConfigError, PreloadMode, Resize, Store
 
 _RESIZE = {
     Resize.exact: "antialiased bilinear (resize=exact, Pillow's)",
+    Resize.fused: "antialiased bilinear, within a level of Pillow's (resize=fused)",
     Resize.fast: "antialiased, within a level of Pillow's bilinear (resize=fast)",
 }
 
