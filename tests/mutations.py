@@ -2271,6 +2271,20 @@ MUTATIONS = [
         "test_native.py::test_a_part_of_what_exif_turns_has_the_pixels_of_the_whole",
     ),
     Mutation(
+        "let other threads fork while an interpreter starts",
+        "loader/worker_process.py",
+        "    with _STARTING:\n",
+        "    if command:\n",
+        "test_processes.py::test_a_fork_waits_while_an_interpreter_starts_and_takes_no_pipe_of_it_along",
+    ),
+    Mutation(
+        "continue a run with whatever resize auto is now",
+        "training/run.py",
+        "cfg = replace(cfg, transforms=cfg.transforms.resolved())",
+        "cfg = replace(cfg, transforms=cfg.transforms)",
+        "test_resume.py::test_where_auto_is_another_resize_a_run_is_not_continued",
+    ),
+    Mutation(
         "write URLs with their queries into an index",
         "sources/tar_index.py",
         "return shard if remote is None else",

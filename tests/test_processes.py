@@ -514,3 +514,39 @@ def test_a_loader_without_workers_left_open_is_no_trouble_to_another() -> None:
             list(other)
         with make_loader(FakeSample()) as serial:
             assert [digest(batch) for batch in one] == [digest(batch) for batch in serial]
+
+
+FORKS_WHILE_AN_INTERPRETER_STARTS = """
+import os, subprocess, threading
+from pipeline.loader import worker_process
+
+inside, forked = threading.Event(), threading.Event()
+start = subprocess.Popen
+
+def slow_start(*arguments, **options):
+    inside.set()
+    if not forked.wait(0.5):  # as if this were between making its pipe and closing it
+        print("it waited", flush=True)
+    return start(*arguments, **options)
+
+subprocess.Popen = slow_start
+started = []
+thread = threading.Thread(
+    target=lambda: started.append(worker_process._start_interpreter(2, worker_process.Launch.here()))
+)
+thread.start()
+inside.wait()
+child = os.fork()
+if child == 0:
+    os._exit(0)
+forked.set()
+os.waitpid(child, 0)
+thread.join()
+(process,) = started
+process.kill()
+process.wait()
+"""
+
+
+def test_a_fork_waits_while_an_interpreter_starts_and_takes_no_pipe_of_it_along(tmp_path: Path) -> None:
+    assert run_script(tmp_path, FORKS_WHILE_AN_INTERPRETER_STARTS) == "it waited\n"

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -37,6 +38,12 @@ START = (
 SEND_LIMIT_S = 10.0
 STACK_LIMIT_S = 1.0
 """How long a worker has to write its stacks; only one that is stopped takes longer than a millisecond."""
+
+_STARTING = threading.RLock()
+"""While an interpreter starts, a fork by another thread waits, such as that of torch's DataLoader: its child would hold
+the pipe at whose end `Popen` hears that the interpreter runs, and for as long as it lives `Popen` would wait."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_STARTING.acquire, after_in_parent=_STARTING.release, after_in_child=_STARTING.release)
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -211,11 +218,12 @@ def _start_interpreter(fd: int, launch: Launch) -> subprocess.Popen[bytes]:
     home = os.path.dirname(os.path.dirname(os.path.abspath(pipeline.__file__)))
     # -u: what a user's transform prints would be lost with the buffer when the worker is ended.
     command = [sys.executable, "-P", "-u", "-c", START, json.dumps([fd, os.getpid(), home, launch.path])]
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        pass_fds=[fd],
-        process_group=0,
-        env=launch.environment,
-        cwd=launch.directory,
-    )
+    with _STARTING:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            pass_fds=[fd],
+            process_group=0,
+            env=launch.environment,
+            cwd=launch.directory,
+        )
