@@ -73,13 +73,13 @@ def _target(config: PipelineConfig, transforms: Transforms, device: torch.device
     has_stage = converts or transforms.place is Place.device
     if wanted == "auto":
         # On the CPU the loader's own workers are ahead already: another thread would only be in their way.
-        return device if device.type == "cuda" or has_stage else None
+        return device if device.type != "cpu" or has_stage else None
     if wanted == "none":
         if converts:
-            raise ConfigError(f"prefetch.dtype={config.prefetch.dtype} needs prefetch=cpu or prefetch=cuda")
+            raise ConfigError(f"prefetch.dtype={config.prefetch.dtype} needs prefetch=cpu, cuda or mps")
         if has_stage:
             raise ConfigError(
-                "transforms.place=device needs prefetch=cpu, cuda or auto; or use transforms.place=worker"
+                "transforms.place=device needs prefetch=cpu, cuda, mps or auto; or use transforms.place=worker"
             )
         return None
     return device if device.type == wanted else torch.device(str(wanted))

@@ -153,7 +153,7 @@ class PrefetchLoader:
 
         Args:
             loader: an iterable of batches; its `len` and attributes show through.
-            device: where batches are wanted, `cpu` or `cuda[:n]`.
+            device: where batches are wanted, `cpu`, `cuda[:n]` or `mps`.
             num_batches: batches ready or being made ahead of the consumer.
             stage: work on every batch once it is on the device, ordered before the consumer.
             streams: how copies are ordered; by default what `device` needs.

@@ -1,4 +1,4 @@
-"""What orders work on a device: streams and events. The only file that makes or waits on CUDA's."""
+"""What orders work on a device: streams and events. The only file that makes or waits on them."""
 
 from __future__ import annotations
 
@@ -77,6 +77,24 @@ class CpuStreams:
         """Nothing copies from it."""
 
 
+class MpsStreams(CpuStreams):
+    """Apple's GPU, of which torch uses one queue for all threads: what is issued later comes later.
+
+    Copies block the prefetcher's thread, so that nothing reads a loader's batch any more when they have returned.
+    Tested without such a machine only.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """ConfigError when this machine has no such device."""
+        if not torch.backends.mps.is_available():
+            raise ConfigError("prefetch.device=mps needs Apple's GPU and torch sees none; use auto, cpu or none")
+        self._device = device
+
+    def move(self, tensor: Tensor) -> Tensor:
+        """Copy, and return when that is over."""
+        return tensor.to(self._device)
+
+
 class CudaStreams:
     """One side stream for the life of the prefetcher, on `device` only: no other device's context is created."""
 
@@ -151,6 +169,8 @@ def streams_for(device: torch.device | str) -> Streams:
     device = torch.device(device)
     if device.type == "cuda":
         return CudaStreams(device)
+    if device.type == "mps":
+        return MpsStreams(device)
     if device.type == "cpu":
         return CpuStreams()
-    raise ValueError(f"prefetch.device must be cpu or cuda, got {device}")
+    raise ValueError(f"prefetch.device must be cpu, cuda or mps, got {device}")

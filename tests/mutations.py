@@ -2285,6 +2285,13 @@ MUTATIONS = [
         "test_resume.py::test_where_auto_is_another_resize_a_run_is_not_continued",
     ),
     Mutation(
+        "let copies to Apple's GPU go on while the slot is written to again",
+        "streams.py",
+        "        return tensor.to(self._device)\n",
+        "        return tensor.to(self._device, non_blocking=True)\n",
+        "test_prefetch.py::test_on_one_queue_every_tensor_is_copied_before_its_slot_is_let_go",
+    ),
+    Mutation(
         "write URLs with their queries into an index",
         "sources/tar_index.py",
         "return shard if remote is None else",

@@ -40,7 +40,7 @@ CHOICES = {
     "data": ["tiny", "small", "medium", "large"],
     "cache": ["none", "lru", "pinned", "valued"],
     "preload": ["none", "ram", "pack"],
-    "prefetch": ["auto", "none", "cpu", "cuda"],
+    "prefetch": ["auto", "none", "cpu", "cuda", "mps"],
     "transforms": ["none", "light", "standard", "heavy"],
     "loader.num_workers": ["0", "2", "auto"],
     "loader.sampler": ["shuffle", "sequential", "balanced"],
@@ -67,14 +67,15 @@ def configs(root: Path) -> Iterator[Any]:
     GlobalHydra.instance().clear()
 
 
-def without_cuda(config: PipelineConfig) -> bool:
-    return config.prefetch.device == "cuda" and not torch.cuda.is_available()
+def is_missing(config: PipelineConfig) -> bool:
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    return config.prefetch.device in there and not there[config.prefetch.device]()
 
 
 def assert_builds(config: PipelineConfig) -> None:
-    """Build it and take a batch; `prefetch=cuda` without CUDA says so instead."""
-    if without_cuda(config):
-        with pytest.raises(ConfigError, match=r"prefetch\.device=cuda needs a CUDA device"):
+    """Build it and take a batch; a device that is not there is told instead."""
+    if is_missing(config):
+        with pytest.raises(ConfigError, match=rf"prefetch\.device={config.prefetch.device} needs "):
             build_pipeline(config)
         return
     with build_pipeline(config) as pipeline:
@@ -127,7 +128,7 @@ def test_training_and_validation_share_no_file(configs: Any) -> None:
 def test_another_image_type_is_made_by_the_prefetcher_or_refused(configs: Any) -> None:
     with build_pipeline(configs("prefetch=cpu", "prefetch.dtype=bfloat16")) as pipeline:
         assert next(iter(pipeline)).images.dtype is torch.bfloat16
-    with pytest.raises(ConfigError, match=r"prefetch\.dtype=bfloat16 needs prefetch=cpu or prefetch=cuda"):
+    with pytest.raises(ConfigError, match=r"prefetch\.dtype=bfloat16 needs prefetch=cpu, cuda or mps"):
         build_pipeline(configs("prefetch=none", "prefetch.dtype=bfloat16"))
 
 

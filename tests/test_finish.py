@@ -183,7 +183,7 @@ def test_where_it_is_done_changes_no_value_beyond_a_hundred_thousandth(images: P
 
 
 def test_a_device_stage_without_a_prefetcher_is_refused(images: Path) -> None:
-    with pytest.raises(ConfigError, match=r"transforms\.place=device needs prefetch=cpu, cuda or auto"):
+    with pytest.raises(ConfigError, match=r"transforms\.place=device needs prefetch=cpu, cuda, mps or auto"):
         batches(images, "device", "none")
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Te
 
 from pipeline.loader.batch import Batch
 from pipeline.prefetch import PrefetchLoader, map_tensors
-from pipeline.streams import CudaStreams, streams_for
+from pipeline.streams import CudaStreams, MpsStreams, streams_for
 
 
 class RecordingStreams:
@@ -208,7 +208,7 @@ def test_a_second_live_iterator_is_refused() -> None:
 def test_wrong_arguments_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"prefetch\.num_batches must be >= 1, got 0"):
         PrefetchLoader([], "cpu", num_batches=0)
-    with pytest.raises(ValueError, match=r"prefetch\.device must be cpu or cuda, got meta"):
+    with pytest.raises(ValueError, match=r"prefetch\.device must be cpu, cuda or mps, got meta"):
         streams_for("meta")
 
 
@@ -271,6 +271,40 @@ def test_loaders_without_a_length_and_batches_that_are_none_are_fine() -> None:
 def test_cuda_without_a_cuda_device_says_what_to_use_instead() -> None:
     with pytest.raises(ValueError, match="use auto, cpu or none"):
         PrefetchLoader([], "cuda")
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has Apple's GPU")
+def test_mps_without_such_a_device_says_what_to_use_instead() -> None:
+    with pytest.raises(ValueError, match=r"^prefetch\.device=mps needs .*use auto, cpu or none"):
+        PrefetchLoader([], "mps")
+
+
+def test_on_one_queue_every_tensor_is_copied_before_its_slot_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    device = torch.device("meta")  # a device that is there, and another than the CPU
+    blocking = []
+    to = Tensor.to
+
+    def told(tensor: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        blocking.append(not options.get("non_blocking", False))
+        return to(tensor, *arguments, **options)
+
+    monkeypatch.setattr(Tensor, "to", told)
+    batches = [(torch.ones(2, 3, 4, 4), {"labels": torch.arange(2)})] * 3
+    with PrefetchLoader(batches, device, streams=MpsStreams(device)) as loader:
+        moved = list(loader)
+    assert [(images.device, labels["labels"].device) for images, labels in moved] == [(device, device)] * 3
+    assert len(blocking) == 6
+    assert all(blocking)
+
+
+@pytest.mark.skipif(not torch.backends.mps.is_available(), reason="Apple's GPU only")
+def test_batches_on_apples_gpu_equal_those_on_the_cpu() -> None:
+    batches = [Batch(torch.rand(8, 3, 64, 64), torch.arange(8), ids=torch.arange(8)) for _ in range(50)]
+    with PrefetchLoader(batches, "mps", stage=lambda batch: batch.map(torch.clone)) as loader:
+        for batch, expected in zip(loader, batches, strict=True):
+            assert batch.images.device.type == "mps"
+            assert torch.equal((batch.images * 1).cpu(), expected.images)
 
 
 @pytest.mark.gpu

@@ -7,12 +7,13 @@ from pipeline.config.checks import choice, whole
 
 
 class PrefetchDevice(StrEnum):
-    """Where ready batches wait: on the run's device (auto), nowhere (none), in host memory or on the GPU."""
+    """Where ready batches wait: on the run's device (auto), nowhere (none), in host memory, on the GPU, on Apple's."""
 
     auto = "auto"
     none = "none"
     cpu = "cpu"
     cuda = "cuda"
+    mps = "mps"
 
 
 class ImageDtype(StrEnum):

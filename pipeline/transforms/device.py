@@ -35,7 +35,7 @@ class BatchTransform:
         if not self._finish.num_draws:
             return levels.mul_(_channels(self._scale, images)).add_(_channels(self._bias, images)).to(dtype)
         jitter = self._finish.jitter
-        matrices = torch.from_numpy(jitter.matrices(draws)).to(images.device, non_blocking=True)
+        matrices = _on(jitter.matrices(draws), images)
         # Sums of products and not a matrix product: that may run in TF32, which keeps 10 bits of a float's 23.
         coloured = torch.empty_like(levels)
         torch.mul(levels[:, 0:1], matrices[:, :, 0, None, None], out=coloured)
@@ -78,7 +78,8 @@ def _erase(images: Tensor, rows: NDArray[np.int64], boxes: NDArray[np.int64]) ->
 
 
 def _on(values: NDArray[Any], images: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(images.device, non_blocking=True)
+    # From memory that is not page-locked CUDA has copied when this returns; other devices are not known to.
+    return torch.from_numpy(values).to(images.device, non_blocking=images.device.type == "cuda")
 
 
 def _channels(values: NDArray[np.float32], images: Tensor) -> Tensor:
