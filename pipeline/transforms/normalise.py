@@ -20,8 +20,10 @@ class Normaliser:
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], memory_format: str) -> None:
         levels = np.arange(256)[:, None] / 255
-        self._table = ((levels - np.asarray(mean)) / np.asarray(std)).astype(np.float32).reshape(256, 1, 3)
-        self._tables = [np.ascontiguousarray(self._table[:, 0, channel]) for channel in range(3)]
+        self.table: NDArray[np.float32] = (
+            ((levels - np.asarray(mean)) / np.asarray(std)).astype(np.float32).reshape(256, 1, 3)
+        )
+        self._tables = [np.ascontiguousarray(self.table[:, 0, channel]) for channel in range(3)]
         self._planes = memory_format == "contiguous"
 
     def __call__(self, pixels: NDArray[np.uint8], rows: NDArray[np.float32], scratch: Scratch) -> None:
@@ -30,15 +32,15 @@ class Normaliser:
         joined = pixels.reshape(n * height, width, 3)
         if kernel is not None and self._planes:
             for image, row in zip(pixels, rows, strict=True):
-                kernel.look_up(image, self._table, row, True)
+                kernel.look_up(image, self.table, row, True)
         elif kernel is not None:
             target = rows.reshape(joined.shape)
             assert np.may_share_memory(target, rows), "the rows do not follow each other"
-            kernel.look_up(joined, self._table, target, False)
+            kernel.look_up(joined, self.table, target, False)
         elif self._planes:
             self._planes_by_opencv(joined, rows.reshape(n, 3, height * width), scratch)
         else:
-            written = cv2.LUT(joined, self._table, dst=rows.reshape(joined.shape))
+            written = cv2.LUT(joined, self.table, dst=rows.reshape(joined.shape))
             assert np.may_share_memory(written, rows), "OpenCV did not write into the rows that it was given"
 
     def _planes_by_opencv(self, pixels: NDArray[np.uint8], planes: NDArray[np.float32], scratch: Scratch) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -66,22 +66,36 @@ def resize_fast(image: NDArray[np.uint8], box: Box, out: NDArray[np.uint8], scra
     _sample(image, box, pitch_y, pitch_x, out)
 
 
-def resize_fused(image: NDArray[np.uint8], box: Box, out: NDArray[np.uint8]) -> None:
+def resize_fused(
+    image: NDArray[np.uint8],
+    box: Box,
+    out: NDArray[Any],
+    *,
+    is_mirrored: bool = False,
+    table: NDArray[np.float32] | None = None,
+) -> None:
     """Resize `box` of `image` (H, W, 3) into `out` (h, w, 3) by the native kernel, with `resize_exact`'s filter.
 
     Its weights have 14 bits and each row is rounded to levels before columns are blended; `image` may be a view whose
-    rows are contiguous. There has to be a kernel.
+    rows are contiguous. Left and right are exchanged if `is_mirrored`. With a `table` (256, 1, 3) `out` is float32,
+    (h, w, 3) or (3, h, w), and has the levels' entries. There has to be a kernel.
     """
     assert kernel is not None, "who asks for it has looked"
-    kernel.resize(image, *box, False, out, None, False)
+    kernel.resize(image, *box, is_mirrored, out, table, False)
 
 
-def resize_crops_fused(images: Sequence[NDArray[np.uint8]], boxes: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-    """`resize_fused` of each image's whole-pixel box, cut out first, into n rows `out` (n, h, w, 3)."""
-    assert kernel is not None, "who asks for it has looked"
-    for image, (top, left, height, width), row in zip(images, boxes.tolist(), out, strict=True):
+def resize_crops_fused(
+    images: Sequence[NDArray[np.uint8]],
+    boxes: NDArray[np.int64],
+    out: NDArray[Any],
+    are_mirrored: NDArray[np.bool_],
+    table: NDArray[np.float32] | None,
+) -> None:
+    """`resize_fused` of each image's whole-pixel box, cut out first, into n rows `out`."""
+    for image, box, row, is_mirrored in zip(images, boxes.tolist(), out, are_mirrored.tolist(), strict=True):
+        top, left, height, width = box
         crop = image[top : top + height, left : left + width]
-        kernel.resize(crop, 0.0, 0.0, height, width, False, row, None, False)
+        resize_fused(crop, Box(0, 0, height, width), row, is_mirrored=is_mirrored, table=table)
 
 
 def resize_crops_fast(

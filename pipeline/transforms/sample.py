@@ -129,6 +129,9 @@ class SampleTransform:
         self.row_dtype = np.dtype(np.float32 if normalise else np.uint8)
         self._normaliser = Normaliser(options.mean, options.std, memory_format) if normalise else None
         self._finisher = WorkerFinish(finish, size, memory_format) if normalise and finish.num_draws else None
+        is_last = self._fused and self._finisher is None and self._policy.num_draws == 0
+        self._last_table = self._normaliser.table if self._normaliser is not None and is_last else None
+        """Of the resize's own output; None where something comes between it and normalising."""
         takes_tiny = size <= _TINY_SIDE
         self.most_rows = _TINY_ROWS if takes_tiny else 1
         self._most_side = min(_TINY_SIDE, options.max_side or _TINY_SIDE) if takes_tiny else 0
@@ -167,9 +170,10 @@ class SampleTransform:
             if clock is not None:
                 count_decoded(clock, info, decoded - started)
             started = decoded
-        resized = self._room(out[None], scratch)
-        self._crop_and_resize(pixels, plan, resized[0], scratch)
-        self._finish(resized, draws[None], out[None], scratch)
+        rows = self._room(out[None], scratch)
+        are_mirrored = self._mirrored(draws[None])
+        self._crop_and_resize(pixels, plan, rows[0], scratch, is_mirrored=bool(are_mirrored[0]))
+        self._finish(rows, draws[None], are_mirrored, out[None], scratch)
         if clock is not None:
             clock.add("transform", perf_counter() - started)
 
@@ -187,19 +191,20 @@ class SampleTransform:
     ) -> None:
         """Write the rows of up to `most_rows` samples that it `takes`: the bytes that each by itself would have."""
         started = perf_counter()
-        resized = self._room(out, scratch)
+        rows = self._room(out, scratch)
+        are_mirrored = self._mirrored(draws)
         if self._augment and (self._fast or self._fused):
             heights, widths = np.array([sample.shape[:2] for sample in samples]).T
             boxes = random_resized_crops(heights, widths, draws, scale=self._options.scale, ratio=self._options.ratio)
             if self._fused:
-                resize_crops_fused(samples, boxes, resized)
+                resize_crops_fused(samples, boxes, rows, are_mirrored, self._last_table)
             else:
-                resize_crops_fast(samples, boxes, resized, scratch)
+                resize_crops_fast(samples, boxes, rows, scratch)
         else:
-            for pixels, own_draws, row in zip(samples, draws, resized, strict=True):
+            for pixels, own_draws, row, is_mirrored in zip(samples, draws, rows, are_mirrored.tolist(), strict=True):
                 plan = self._plan(ImageInfo(pixels.shape[0], pixels.shape[1]), own_draws, scaled=False)
-                self._crop_and_resize(pixels, plan, row, scratch)
-        self._finish(resized, draws, out, scratch)
+                self._crop_and_resize(pixels, plan, row, scratch, is_mirrored=is_mirrored)
+        self._finish(rows, draws, are_mirrored, out, scratch)
         if clock is not None:
             clock.add("transform", perf_counter() - started, len(samples))
 
@@ -225,34 +230,49 @@ class SampleTransform:
             return None
         return touched(plan.box, -(-info.height // plan.denominator), -(-info.width // plan.denominator))
 
-    def _room(self, out: NDArray[Any], scratch: Scratch) -> NDArray[np.uint8]:
+    def _room(self, out: NDArray[Any], scratch: Scratch) -> NDArray[Any]:
         """Where the resized pixels of rows `out` go: there, where nothing is left to do to them but to flip them."""
-        return out if self._normaliser is None else scratch.pixels("resized", (len(out), *self._resized_shape))
+        if self._normaliser is None or self._last_table is not None:
+            return out
+        return scratch.pixels("resized", (len(out), *self._resized_shape))
+
+    def _mirrored(self, draws: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which of n samples are flipped."""
+        if self._flip_column is None:
+            return np.zeros(len(draws), np.bool_)
+        mirrored: NDArray[np.bool_] = draws[:, self._flip_column] < self._options.flip
+        return mirrored
 
     def _crop_and_resize(
-        self, pixels: NDArray[np.uint8], plan: _Plan, resized: NDArray[np.uint8], scratch: Scratch
+        self, pixels: NDArray[np.uint8], plan: _Plan, row: NDArray[Any], scratch: Scratch, *, is_mirrored: bool
     ) -> None:
+        """Make `row` of what `plan` shows; only `fused` mirrors, and only it has floats where `_last_table` is."""
         if plan.reduced is not None:
             pixels = _reduced(pixels, plan.whole, plan.reduced)
         # A training crop ends at its edge, as if cut out first; evaluation resizes first and sees around its crop.
         view, box = cut(pixels, plan.box) if self._augment else (pixels, plan.box)
         if self._fused:
-            resize_fused(view, box, resized)
+            resize_fused(view, box, row, is_mirrored=is_mirrored, table=self._last_table)
         elif self._fast:
-            resize_fast(view, box, resized, scratch)
+            resize_fast(view, box, row, scratch)
         else:
-            resize_exact(view, box, resized)
+            resize_exact(view, box, row)
 
     def _finish(
-        self, resized: NDArray[np.uint8], draws: NDArray[np.float64], out: NDArray[Any], scratch: Scratch
+        self,
+        rows: NDArray[np.uint8],
+        draws: NDArray[np.float64],
+        are_mirrored: NDArray[np.bool_],
+        out: NDArray[Any],
+        scratch: Scratch,
     ) -> None:
-        """Flip n rows, do what the policy draws, colour and normalise."""
-        if self._flip_column is not None:
-            _mirror(resized, np.flatnonzero(draws[:, self._flip_column] < self._options.flip))
+        """Flip n rows, do what the policy draws, colour and normalise; what the resize has not done already."""
+        if not self._fused:
+            _mirror(rows, np.flatnonzero(are_mirrored))
         if self._policy.num_draws:
-            for pixels, own in zip(resized, draws, strict=True):
+            for pixels, own in zip(rows, draws, strict=True):
                 self._policy(pixels, own)
         if self._finisher is not None:
-            self._finisher(resized, draws, out, scratch)
-        elif self._normaliser is not None:
-            self._normaliser(resized, out, scratch)
+            self._finisher(rows, draws, out, scratch)
+        elif self._normaliser is not None and self._last_table is None:
+            self._normaliser(rows, out, scratch)
