@@ -2292,6 +2292,13 @@ MUTATIONS = [
         "test_prefetch.py::test_on_one_queue_every_tensor_is_copied_before_its_slot_is_let_go",
     ),
     Mutation(
+        "look at no sample of evaluation before a run",
+        "doctor/data.py",
+        '        yield from guarded("samples", check_evaluation_samples, plan, val)\n',
+        "",
+        "test_doctor.py::test_an_evaluation_that_bad_images_would_end_is_an_error_though_they_are_passed_over",
+    ),
+    Mutation(
         "write URLs with their queries into an index",
         "sources/tar_index.py",
         "return shard if remote is None else",

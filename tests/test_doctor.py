@@ -118,7 +118,7 @@ def test_a_folder_in_order_has_no_error_and_every_line_says_how_bad_it_is_within
     ):
         assert told.of(what), f"nothing is said of {what}"
     assert told.of("data") == ["ok 24 images for training, 2 for evaluation"]
-    assert "24 of 24 decoded to 16 pixels" in told.of("samples")[0]
+    assert "24 of 24 tried (of 24) decoded to 16 pixels" in told.of("samples")[0]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_damaged_and_missing_images_are_named_and_the_run_would_end(doctor: Doct
     assert told.code == 1
     assert str(cut) in told.words("samples", between="")
     assert "truncated" in told.words("samples")
-    assert any(line.startswith("ok 23 of 24 decoded") for line in told.of("samples"))
+    assert any(line.startswith("ok 23 of 24 tried (of 24) decoded") for line in told.of("samples"))
 
 
 def test_of_many_damaged_images_three_are_named_and_the_rest_counted(doctor: Doctor, folder: Path) -> None:
@@ -215,7 +215,7 @@ def test_of_many_damaged_images_three_are_named_and_the_rest_counted(doctor: Doc
     told = doctor(*of(folder))
     text = told.words("samples", between="")
     assert text.count("train/dogs") == 3
-    assert "5of24lookedatcannotbereadordecoded" in text
+    assert "5of24triedcannotbereadordecoded" in text
 
 
 def test_a_damaged_image_that_the_run_would_pass_over_is_a_warning(folder: Path) -> None:
@@ -227,6 +227,20 @@ def test_a_damaged_image_that_the_run_would_pass_over_is_a_warning(folder: Path)
     assert found == warning("samples", f"{path}: the file is empty (0 bytes); data.on_error=skip will pass over it")
 
 
+def test_an_evaluation_that_bad_images_would_end_is_an_error_though_they_are_passed_over(
+    doctor: Doctor, folder: Path
+) -> None:
+    path = next((folder / "val/cats").iterdir())
+    path.write_bytes(b"<html>")
+    told = doctor(*of(folder, "data.on_error=skip"))
+    assert told.code == 1
+    text = told.words("samples")
+    assert str(path) in told.words("samples", between="")
+    assert "1 of 2 are more than data.max_bad_fraction=0.1 allows; mend them, or raise it" in text
+    assert any("1 of 2 tried of evaluation (of 2) decoded" in line for line in told.of("samples"))
+    assert doctor(*of(folder, "data.on_error=skip", "data.max_bad_fraction=0.5")).code == 0
+
+
 def test_a_listed_file_that_is_not_there_is_named(doctor: Doctor, folder: Path, tmp_path: Path) -> None:
     paths = sorted(folder.glob("train/*/*.jpg"))
     rows = [f"{path},{path.parent.name},train" for path in [*paths, folder / "gone.jpg"]]
@@ -236,7 +250,7 @@ def test_a_listed_file_that_is_not_there_is_named(doctor: Doctor, folder: Path, 
     told = doctor("data=manifest", f"data.path={tmp_path / 'list.csv'}", "transforms.size=16", "loader.batch_size=4")
     assert told.code == 1
     assert str(folder / "gone.jpg") in told.words("samples", between="")
-    assert any("24 of 25 decoded" in line for line in told.of("samples"))
+    assert any("24 of 25 tried (of 25) decoded" in line for line in told.of("samples"))
 
 
 @pytest.mark.parametrize(

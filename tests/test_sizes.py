@@ -44,6 +44,7 @@ from pipeline.config.compose import to_config
 from pipeline.config.messages import one_line
 from pipeline.doctor.plan import plan_run
 from pipeline.model import ResNetSmall
+from pipeline.training.checks import check_last_batch
 from pipeline.training.run import train
 from pipeline.training.sizes import last_of_size, longest_size, size_at, training_sizes
 
@@ -341,6 +342,8 @@ def test_sizes_must_fit_the_other_keys(images: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"schedule.sizes is for train\.py"):
         BenchConfig(data=SyntheticData(num_images=100), schedule=Schedule(sizes=[[1, 32]]))
     alone = replace(cfg, loader=replace(cfg.loader, drop_last=False), transforms=Transforms(size=64))
+    with pytest.raises(ConfigError, match=r"^loader\.batch_size=1 is too little for batch normalisation"):
+        check_last_batch(replace(cfg, loader=replace(cfg.loader, batch_size=1)), num_samples=9)
     with pytest.raises(ConfigError, match=r"last batch of an epoch would be 1 sample .* at schedule.sizes=16;"):
         train(alone, tmp_path)
 

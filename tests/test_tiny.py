@@ -273,9 +273,11 @@ def test_the_sample_that_kills_its_worker_among_many_rows_is_found_and_the_other
 
 def test_all_rows_that_were_made_together_are_in_hand_and_no_other() -> None:
     transform = Acting(For({37}, is_killed))
-    with tiny_loader(Tiny(), transform, backend="processes", num_workers=1, max_restarts=0) as loader:
-        with pytest.raises(WorkerDiedError) as caught:
-            list(loader)  # the death may be heard of before the first batch is asked for
+    with (
+        tiny_loader(Tiny(), transform, backend="processes", num_workers=1, max_restarts=0) as loader,
+        pytest.raises(WorkerDiedError) as caught,
+    ):
+        list(loader)  # the death may be heard of before the first batch is asked for
     told = [line for line in str(caught.value).splitlines() if "in hand" in line]
     assert told == [f"  in hand: sample id {id}, {named(id)}" for id in range(32, 48)]
 

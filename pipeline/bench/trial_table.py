@@ -72,7 +72,8 @@ def _costs(result: Result) -> list[str]:
         stages = ", ".join(f"{stage} {result[f'{stage}_ms']:.2f} ms" for stage in ("read", "decode", "transform"))
         lines.append(f"an image: {stages}")
     if result["epoch_gap_s"] is not None:
-        lines.append(f"between epochs: {1e3 * result['epoch_gap_s']:+.0f} ms beyond the usual wait for a batch")
+        gap_ms = 1e3 * max(0.0, result["epoch_gap_s"])  # below 0 it is the noise of two waits
+        lines.append(f"between epochs: {gap_ms:.0f} ms more than the usual wait for a batch")
     if result["data_wait_pct"] is not None:
         lines.append(f"training waited for data {result['data_wait_pct']:.1f} % of the time")
     if result["peak_pss_mb"] is not None:

@@ -24,6 +24,7 @@ _WORDS: dict[Any, str] = {
     bool: "true or false",
     str: "text",
     NoneType: "null",
+    list[int]: "a list of whole numbers",
     list[float]: "a list of numbers",
     list[str]: "a list of names",
     list[list[int]]: "pairs of whole numbers, such as [[1,32],[5,48]],",

@@ -11,7 +11,7 @@ from pipeline.config import Backend, Cifar10Data, Cifar100Data, Data, SyntheticD
 from pipeline.doctor.finding import Finding, error, guarded, in_words, ok
 from pipeline.doctor.memory import check_predicted_memory
 from pipeline.doctor.plan import RunPlan
-from pipeline.doctor.samples import check_labels, check_samples
+from pipeline.doctor.samples import check_evaluation_samples, check_labels, check_samples
 from pipeline.loader.sample import Transform
 from pipeline.pickling import check_picklable
 from pipeline.sources import Source, Split
@@ -36,6 +36,7 @@ def check_data(plan: RunPlan) -> Iterator[Finding]:
         yield from guarded("workers", check_sending_source, plan, train)
         yield from guarded("labels", check_labels, plan, train, val)
         yield from guarded("samples", check_samples, plan, train)
+        yield from guarded("samples", check_evaluation_samples, plan, val)
         yield from guarded("memory", check_predicted_memory, plan, sources)
 
 

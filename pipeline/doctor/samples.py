@@ -1,4 +1,4 @@
-"""A few samples of the training split: read, decoded, and what the disk would have to give for it."""
+"""A few samples of each split: read, decoded, and what the disk would have to give for training's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.machine import num_cores
 from pipeline.sampler import ShuffleSampler, num_steps
 from pipeline.sources import Source, is_remote
 
-NUM_SAMPLES = 64
+NUM_SAMPLES, NUM_EVALUATION_SAMPLES = 64, 16
 MAX_NAMED = 3
 """Samples at fault that are named; of more the number is told."""
 LIMIT_S = 3.0
@@ -54,8 +54,8 @@ def check_samples(plan: RunPlan, source: Source) -> Iterator[Finding]:
     left_out = f"; {count - num_tried} more would have taken too long" if num_tried < count else ""
     yield ok(
         "samples",
-        f"{decoded.num_rows} of {len(source):,} decoded to {plan.options(training=True).size} pixels, "
-        f"{decoded.rows_per_s:,.0f} images/s on one thread{left_out}",
+        f"{decoded.num_rows} of {num_tried} tried (of {len(source):,}) decoded to {plan.options(training=True).size} "
+        f"pixels, {decoded.rows_per_s:,.0f} images/s on one thread{left_out}",
     )
     if is_remote(source.where(ids[0])):
         rates = f"{reading.first.mb_per_s:,.0f} MB/s at first, {reading.warm.mb_per_s:,.0f} again"
@@ -66,9 +66,29 @@ def check_samples(plan: RunPlan, source: Source) -> Iterator[Finding]:
         yield disk_finding(plan, reading, decoded.rows_per_s)
 
 
-def decode_some(plan: RunPlan, samples: dict[int, Sample], *, limit_s: float = LIMIT_S) -> Decoded:
+def check_evaluation_samples(plan: RunPlan, source: Source) -> Iterator[Finding]:
+    """A few samples of the evaluation split: which cannot be read or decoded."""
+    count = min(NUM_EVALUATION_SAMPLES, len(source))
+    samples: dict[int, Sample] = {}
+    failures: dict[int, Exception] = {}
+    for id in ShuffleSampler(len(source), plan.cfg.seed).ids(0, np.arange(count)).tolist():
+        try:
+            samples[id] = source.read(id)
+        except (OSError, ValueError) as failure:
+            failures[id] = failure
+    decoded = decode_some(plan, samples, training=False)
+    failures |= decoded.failures
+    yield from _failures(plan, source, failures, num_tried=decoded.num_rows + len(failures))
+    if decoded.num_rows:
+        tried = decoded.num_rows + len(failures)
+        yield ok("samples", f"{decoded.num_rows} of {tried} tried of evaluation (of {len(source):,}) decoded")
+
+
+def decode_some(
+    plan: RunPlan, samples: dict[int, Sample], *, training: bool = True, limit_s: float = LIMIT_S
+) -> Decoded:
     """Make the rows of `samples` as a worker would in epoch 0, for at most `limit_s`."""
-    transform = plan.transform()
+    transform = plan.transform(training=training)
     row, scratch = np.empty(transform.row_shape, transform.row_dtype), Scratch()
     done = Decoded()
     # What happens once, the first sample pays for: it is made twice, and the second time counts.
@@ -131,4 +151,10 @@ def _failures(plan: RunPlan, source: Source, failures: dict[int, Exception], *, 
         where, words = source.where(id), str(failures[id])
         yield make("samples", f"{words if where in words else f'{where}: {words}'}; {cure}")
     if len(failures) > MAX_NAMED:
-        yield make("samples", f"{len(failures)} of {num_tried} looked at cannot be read or decoded")
+        yield make("samples", f"{len(failures)} of {num_tried} tried cannot be read or decoded")
+    if not ends_run and len(failures) > plan.cfg.data.max_bad_fraction * len(source):
+        yield error(
+            "samples",
+            f"{len(failures)} of {len(source):,} are more than data.max_bad_fraction="
+            f"{plan.cfg.data.max_bad_fraction:g} allows; mend them, or raise it",
+        )

@@ -37,6 +37,8 @@ def num_classes_of(cfg: TrainConfig, *sources: Source) -> int:
             f"train.py learns one class per image, and the labels are {labels.dtype} of shape "
             f"{labels.shape}; iterate a Pipeline in your own loop for other targets"
         )
+    if any(int(source.labels.min()) < 0 for source in sources):
+        raise ConfigError("train.py learns classes, numbered from 0 on, and the data has a label below 0; take it out")
     least = max(len(sources[0].class_names), 1 + max(int(source.labels.max()) for source in sources))
     num_classes = cfg.model.num_classes if cfg.model.num_classes is not None else least
     if num_classes < least:
@@ -56,9 +58,13 @@ def check_last_batch(cfg: TrainConfig, *, num_samples: int, world_size: int = 1)
             f"optim.num_parts={num_parts} leaves parts of less than 2 samples of a rank's batch of "
             f"{cfg.loader.batch_size}, too little for batch normalisation; lower it"
         )
+    smallest = training_sizes(cfg)[0]
+    if cfg.loader.batch_size == 1 and smallest <= 32:
+        raise ConfigError(
+            f"loader.batch_size=1 is too little for batch normalisation at transforms.size={smallest}; use 2 or more"
+        )
     rest = num_samples % (cfg.loader.batch_size * world_size)
     is_alone = 0 < rest < 2 * world_size * num_parts and not cfg.loader.drop_last
-    smallest = training_sizes(cfg)[0]
     if is_alone and smallest <= 32:
         whose = "" if world_size * num_parts == 1 else f" for one of {world_size} ranks with {num_parts} parts each"
         raise ConfigError(
