@@ -60,10 +60,11 @@ sanitize: setup
 	cd build/sanitized && LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$$PWD HEADRACE_SOAK=1 \
 	  $(CURDIR)/$(BIN)/python -m pytest -p no:cacheprovider tests/test_native*.py
 
-fuzz:
-	mkdir -p build/fuzz/corpus
+fuzz: setup
+	mkdir -p build/fuzz/corpus build/fuzz/seeds
+	$(BIN)/python -m zipfile -e tests/native_corpus.zip build/fuzz/seeds
 	clang $(SANITIZERS),fuzzer -Ipipeline/native tests/native_fuzz.c $(filter-out %/module.c,$(wildcard pipeline/native/*.c)) -ljpeg -lm -o build/fuzz/fuzz
-	cd build/fuzz && ./fuzz -max_total_time=$(FUZZ_S) -max_len=8192 corpus $(CURDIR)/tests/native_corpus
+	cd build/fuzz && ./fuzz -max_total_time=$(FUZZ_S) -max_len=8192 corpus seeds
 
 coverage: setup
 	$(BIN)/python -m pytest --cov=pipeline --cov-report=term-missing:skip-covered

@@ -17,7 +17,9 @@ class OptionalKernel(build_ext):
 
 KERNEL = Extension(
     "pipeline.native._kernel",
-    sources=[f"pipeline/native/{name}.c" for name in ("colour", "entropy", "module", "passes", "region", "resize")],
+    sources=[
+        f"pipeline/native/{name}.c" for name in ("colour", "entropy", "module", "passes", "probe", "region", "resize")
+    ],
     depends=["pipeline/native/entropy.h", "pipeline/native/kernel.h"],
     libraries=["jpeg", "m"],
     extra_compile_args=["-O3", "-std=c11", "-Wall", "-Wextra"],

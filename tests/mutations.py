@@ -2299,6 +2299,20 @@ MUTATIONS = [
         "test_doctor.py::test_an_evaluation_that_bad_images_would_end_is_an_error_though_they_are_passed_over",
     ),
     Mutation(
+        "call a native kernel that cannot be loaded one that was not built",
+        "native/__init__.py",
+        'return None, f"built, but not to be loaded here: make native builds it anew ({error})"',
+        'return None, "not built: make native builds it, or says why not"',
+        "test_native.py::test_a_kernel_whose_libjpeg_cannot_be_loaded_is_not_used_and_that_is_said",
+    ),
+    Mutation(
+        "keep it from the doctor that libjpeg's own Huffman decoder runs",
+        "doctor/packages.py",
+        "if kernel.replaces_libjpegs else",
+        "if True else",
+        "test_doctor.py::test_a_kernel_that_is_not_built_is_said_with_what_builds_it",
+    ),
+    Mutation(
         "write URLs with their queries into an index",
         "sources/tar_index.py",
         "return shard if remote is None else",

@@ -108,7 +108,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t num_bytes) {
         region_t part = {.height = 1 + below(height), .width = 1 + below(width)};
         part.top = below(height - part.height + 1);
         part.left = below(width - part.width + 1);
-        if (decode_region(data, num_bytes, denominator, part, frame, height, width)) {
+        if (decode_region(data, num_bytes, denominator, part, frame, height, width, OURS)) {
             require(whole != NULL, "the kernel decoded what libjpeg warns of");
             for (int row = part.top; row < part.top + part.height; row++) {
                 const size_t at = 3 * ((size_t)row * (size_t)width + (size_t)part.left);

@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
@@ -527,4 +528,9 @@ def test_a_plan_spreads_a_run_over_threads_as_the_build_does(trial_folder: Path)
 
 def test_a_kernel_that_is_not_built_is_said_with_what_builds_it() -> None:
     assert "make native" in kernel_finding(None, "not built: make native builds it").detail
-    assert kernel_finding(os, "").detail.startswith("built:")
+    for replaces in (True, False):
+        kernel = ModuleType("kernel")
+        kernel.replaces_libjpegs = replaces  # type: ignore[attr-defined]
+        detail = kernel_finding(kernel, "").detail
+        assert detail.startswith("built:")
+        assert ("libjpeg's own Huffman decoder" in detail) is not replaces

@@ -8,9 +8,12 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
+import PIL
 import pytest
 from damage import mutated
 from fakes import photo
@@ -66,11 +69,29 @@ def test_a_part_has_the_pixels_of_the_whole_to_the_bit(kind: str, mode: str, den
         data = encoded(photo(seed, height, width), mode, **KINDS[kind])
         whole = decode(data, inspect(data), Scratch(), denominator=denominator)
         for part in parts_of(*whole.shape[:2], 12, seed):
-            frame = np.full_like(whole, 99)
-            assert kernel.decode_region(data, denominator, *part, frame)
             top, left, rows, columns = part
             inside = np.s_[top : top + rows, left : left + columns]
-            assert np.array_equal(frame[inside], whole[inside]), part
+            for is_libjpegs in (False, True):
+                frame = np.full_like(whole, 99)
+                assert kernel.decode_region(data, denominator, *part, frame, is_libjpegs)
+                assert np.array_equal(frame[inside], whole[inside]), (part, is_libjpegs)
+
+
+def test_its_huffman_decoder_takes_the_place_of_the_loaded_libjpegs() -> None:
+    """Elsewhere libjpeg's decodes the same pixels; here and with the versions that are known it should not have to."""
+    assert kernel.replaces_libjpegs
+
+
+def test_a_lossless_jpeg_is_left_to_libjpeg() -> None:
+    """It has no AC tables, which libjpeg-turbo 3, decoding it, leaves NULL."""
+    frame_header = b"\xff\xc3\x00\x11\x08\x00\x08\x00\x08\x03R\x11\x00G\x11\x00B\x11\x00"
+    table = b"\xff\xc4\x00\x14\x00\x01" + bytes(16)  # the code 0: no difference to the sample before
+    scan_header = b"\xff\xda\x00\x0c\x03R\x00G\x00B\x00\x01\x00\x00"
+    data = b"\xff\xd8" + frame_header + table + scan_header + bytes(8 * 8 * 3 // 8) + b"\xff\xd9"
+    assert np.all(decode(data, inspect(data), Scratch()) == 128)
+    frame = np.zeros((8, 8, 3), np.uint8)
+    if kernel.decode_region(data, 1, 0, 0, 8, 8, frame):
+        assert np.all(frame == 128)
 
 
 @pytest.mark.parametrize("native_too", [True, False])
@@ -109,6 +130,53 @@ def test_every_range_of_columns_has_the_pixels_of_the_whole(subsampling: int) ->
                 assert kernel.decode_region(data, denominator, height // 2, left, 1, right - left, frame)
                 row = np.s_[height // 2, left:right]
                 assert np.array_equal(frame[row], whole[row]), (width, denominator, left, right)
+
+
+def test_a_kernel_whose_libjpeg_cannot_be_loaded_is_not_used_and_that_is_said(tmp_path: Path) -> None:
+    for name in ("libjpeg.so.62", "libjpeg.so.8"):
+        (tmp_path / name).touch()
+    code = "from pipeline import native; assert native.kernel is None; print(native.why_not)"
+    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], check=True, env=environment, stdout=subprocess.PIPE, text=True)
+    assert "not to be loaded here: make native builds it anew" in done.stdout
+    assert "libjpeg.so" in done.stdout
+
+
+def test_it_passes_with_the_libjpeg_that_pillow_brings(tmp_path: Path) -> None:
+    """As a rule a newer one than its headers are of: libjpeg-turbo 3, where they are Debian's 2.1."""
+    brought = sorted((Path(PIL.__file__).parents[1] / "pillow.libs").glob("libjpeg-*.so.62*"))
+    if not brought:
+        pytest.skip("this Pillow brings no libjpeg of ABI 62")
+    (tmp_path / "libjpeg.so.62").symlink_to(brought[0])
+    these = "lossless or takes_the_place or a_part_has or bad_whichever"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__, "-k", these]
+    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run(command, check=False, env=environment, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_both_huffman_decoders_agree_on_what_fuzzing_found() -> None:
+    """Small files, most of them damaged, of which each takes a way through the kernel that the others do not."""
+    with ZipFile(Path(__file__).with_name("native_corpus.zip")) as corpus:
+        files = [corpus.read(name) for name in corpus.namelist()]
+    num_decoded = 0
+    for data in files:
+        try:
+            info = inspect(data)
+        except BadImageError:
+            continue
+        if info.height * info.width > 1 << 16:
+            continue
+        height, width = (info.height, info.width) if info.orientation < 5 else (info.width, info.height)
+        for part in parts_of(height, width, 3, seed=0):
+            ours, theirs = np.zeros((2, height, width, 3), np.uint8)
+            if kernel.decode_region(data, 1, *part, ours):
+                assert kernel.decode_region(data, 1, *part, theirs, True)
+                top, left, rows, columns = part
+                inside = np.s_[top : top + rows, left : left + columns]
+                assert np.array_equal(ours[inside], theirs[inside])
+                num_decoded += 1
+    assert num_decoded > 50
 
 
 def crops(data: bytes, *, native_too: bool, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[bytes]:

@@ -56,7 +56,10 @@ def kernel_finding(kernel: ModuleType | None, why_not: str) -> Finding:
     """Whether the native kernel is there; that it is not is no fault."""
     if kernel is None:
         return ok("kernel", f"{why_not}; images are decoded whole for each crop, transforms.resize=auto is fast")
-    return ok("kernel", "built: of plain JPEGs only what a crop shows is decoded; transforms.resize=auto is fused")
+    huffman = "" if kernel.replaces_libjpegs else ", by libjpeg's own Huffman decoder, for this libjpeg is not known"
+    return ok(
+        "kernel", f"built: of plain JPEGs only what a crop shows is decoded{huffman}; transforms.resize=auto is fused"
+    )
 
 
 def simd_finding(features_line: str, processor: str) -> Finding:

@@ -10,7 +10,7 @@ import importlib
 import os
 from types import ModuleType
 
-VERSION = 2
+VERSION = 3
 """Of what the extension offers; `module.c` has the same."""
 
 
@@ -19,8 +19,10 @@ def _load() -> tuple[ModuleType | None, str]:
         return None, "left out by HEADRACE_NATIVE=0"
     try:
         module = importlib.import_module("pipeline.native._kernel")
-    except ImportError:
+    except ModuleNotFoundError:
         return None, "not built: make native builds it, or says why not"
+    except ImportError as error:
+        return None, f"built, but not to be loaded here: make native builds it anew ({error})"
     if getattr(module, "VERSION", None) != VERSION:
         return None, "built from other sources: make native builds it anew"
     return module, ""

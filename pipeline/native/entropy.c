@@ -7,8 +7,8 @@
 /* A code has 16 bits at most and a value 15, so that a block of damaged ones ends within BLOCK_BYTES. */
 enum { RUN_ENDS = 128, BLOCK_BYTES = 256 };
 
-/* The head of libjpeg's own struct, which no public header has. IJG's 6b and libjpeg-turbo 3.2 have the same in their
- * jpegint.h, and it was run with the libraries 2.1.5 and 3.2.0. */
+/* The head of libjpeg's own struct, which no public header has. It is this in jpegint.h of libjpeg-turbo 2.0 and of 3.2,
+ * where more follows; the tests passed with the libraries 2.1.5 and 3.2.0. Of the one loaded, probe.c makes sure. */
 struct jpeg_entropy_decoder {
     void (*start_pass)(j_decompress_ptr jpeg);
     boolean (*decode_mcu)(j_decompress_ptr jpeg, JBLOCKROW *blocks);
@@ -244,8 +244,10 @@ static boolean decode_mcu(j_decompress_ptr jpeg, JBLOCKROW *blocks) {
 }
 
 void take_scan(struct jpeg_decompress_struct *jpeg, scan_t *scan) {
-    if (jpeg->progressive_mode || jpeg->arith_code || jpeg->restart_interval != 0 || jpeg->data_precision != 8 ||
-        jpeg_has_multiple_scans(jpeg)) {
+    /* libjpeg-turbo 3 decodes lossless files, too, which have no AC tables; of baseline ones it wants 0 and 63 here. */
+    const int is_lossless = jpeg->Ss != 0 || jpeg->Se != DCTSIZE2 - 1;
+    if (is_lossless || jpeg->progressive_mode || jpeg->arith_code || jpeg->restart_interval != 0 ||
+        jpeg->data_precision != 8 || jpeg_has_multiple_scans(jpeg)) {
         return;
     }
     const uint8_t *begin = jpeg->src->next_input_byte;

@@ -8,7 +8,7 @@
 
 #include <jpeglib.h>
 
-enum { LOOKED_AT = 11 }; /* bits; longer codes take a loop */
+enum { LOOKED_AT = 10 }; /* bits; longer codes take a loop */
 
 /* What the next bits of a scan begin with: a code and its value, or two of them. 0: longer than they can tell. */
 typedef uint32_t code_t;
@@ -34,7 +34,7 @@ typedef struct {
     const uint8_t *end;          /* of those that the file has */
     reader_t reader;
     const uint8_t *marker;       /* where the file goes on behind the scan */
-    long mcus_left;
+    long mcus_left;              /* 0 when all are decoded, or where libjpeg decodes them */
     long column, num_columns;       /* of MCUs: the one that comes next */
     long first_column, last_column; /* those that pixels are wanted of */
     int last_dc[MAX_COMPS_IN_SCAN];

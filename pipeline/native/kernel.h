@@ -30,13 +30,19 @@ typedef struct {
     int height, width;
 } target_t;
 
+/* Who reads the Huffman codes of baseline scans, to the same pixels: libjpeg, or entropy.c in its place. OURS_UNWRITTEN
+ * is the latter without a store to any block of libjpeg's: all become grey. */
+typedef enum { LIBJPEGS, OURS, OURS_UNWRITTEN } decoder_t;
+
 /* Decode `needed` of a JPEG at 1/`denominator` into its place in `frame`, RGB of `height` x `width`, C-contiguous.
  *
  * The whole file is read, so that no damage stays unseen; around `needed` the frame holds anything. Returns 1; or 0 where
  * libjpeg has any error or warning to tell of, or where the region alone would not have the pixels of the whole.
  */
 int decode_region(const uint8_t *jpeg, size_t num_bytes, int denominator, region_t needed, uint8_t *frame, int height,
-                  int width);
+                  int width, decoder_t decoder);
+
+decoder_t best_decoder(void); /* for the libjpeg that is loaded */
 
 /* The taps of one axis: output i is the sum of count[i] inputs from first[i] on, weighted. */
 typedef struct {

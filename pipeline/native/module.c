@@ -120,7 +120,9 @@ static int is_part(region_t part, image_t whole) {
            part.left <= whole.width - part.width;
 }
 
-PyDoc_STRVAR(decode_doc, "decode_region(jpeg, denominator, top, left, height, width, frame, /)\n--\n\n"
+static decoder_t decoder; /* set when this is imported */
+
+PyDoc_STRVAR(decode_doc, "decode_region(jpeg, denominator, top, left, height, width, frame, is_libjpegs=False, /)\n--\n\n"
                          "Decode a region of a JPEG into its place in `frame`; False where that is not to be had.");
 
 static PyObject *decode(PyObject *Py_UNUSED(module), PyObject *arguments) {
@@ -128,9 +130,9 @@ static PyObject *decode(PyObject *Py_UNUSED(module), PyObject *arguments) {
     PyObject *frame_object, *result = NULL;
     region_t needed;
     target_t frame = {0};
-    int denominator;
-    if (!PyArg_ParseTuple(arguments, "y*iiiiiO", &jpeg, &denominator, &needed.top, &needed.left, &needed.height,
-                          &needed.width, &frame_object)) {
+    int denominator, is_libjpegs = 0;
+    if (!PyArg_ParseTuple(arguments, "y*iiiiiO|p", &jpeg, &denominator, &needed.top, &needed.left, &needed.height,
+                          &needed.width, &frame_object, &is_libjpegs)) {
         return NULL;
     }
     if (open_target(frame_object, &out, 0, &frame)) {
@@ -143,7 +145,7 @@ static PyObject *decode(PyObject *Py_UNUSED(module), PyObject *arguments) {
             int is_done;
             Py_BEGIN_ALLOW_THREADS;
             is_done = decode_region(jpeg.buf, (size_t)jpeg.len, denominator, needed, frame.values, frame.height,
-                                    frame.width);
+                                    frame.width, is_libjpegs ? LIBJPEGS : decoder);
             Py_END_ALLOW_THREADS;
             result = PyBool_FromLong(is_done);
         }
@@ -254,11 +256,17 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-enum { VERSION = 2 }; /* as in __init__.py: another one is not used */
+enum { VERSION = 3 }; /* as in __init__.py: another one is not used */
 
-static int add_version(PyObject *module) { return PyModule_AddIntConstant(module, "VERSION", VERSION); }
+static int on_import(PyObject *module) {
+    decoder = best_decoder();
+    return PyModule_AddIntConstant(module, "VERSION", VERSION) != 0 ||
+                   PyModule_AddObjectRef(module, "replaces_libjpegs", decoder == OURS ? Py_True : Py_False) != 0
+               ? -1
+               : 0;
+}
 
-static PyModuleDef_Slot slots[] = {{Py_mod_exec, add_version}, {0, NULL}};
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, on_import}, {0, NULL}};
 
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,

@@ -81,12 +81,13 @@ static void read_region(struct jpeg_decompress_struct *jpeg, scan_t *scan, regio
 }
 
 int decode_region(const uint8_t *data, size_t num_bytes, int denominator, region_t needed, uint8_t *frame, int height,
-                  int width) {
+                  int width, decoder_t decoder) {
     scan_t scan; /* its tables are written when they are used: zeroing all of them would take longer */
     struct jpeg_decompress_struct jpeg = {0}; /* so that it can be destroyed though it was not made */
     trouble_t trouble;
     volatile int is_done = 0; /* read behind longjmp */
     scan.bytes = NULL;
+    scan.mcus_left = 0;
     jpeg.err = jpeg_std_error(&trouble.manager);
     trouble.manager.error_exit = on_error;
     trouble.manager.emit_message = on_message;
@@ -101,10 +102,15 @@ int decode_region(const uint8_t *data, size_t num_bytes, int denominator, region
         jpeg.do_fancy_upsampling = TRUE;
         jpeg_start_decompress(&jpeg);
         if (jpeg.output_height == (JDIMENSION)height && jpeg.output_width == (JDIMENSION)width && is_complete(&jpeg)) {
-            take_scan(&jpeg, &scan);
+            if (decoder != LIBJPEGS) {
+                take_scan(&jpeg, &scan);
+            }
+            if (decoder == OURS_UNWRITTEN) {
+                narrow_scan(&scan, 1, 0);
+            }
             read_region(&jpeg, &scan, needed, frame);
             jpeg_finish_decompress(&jpeg);
-            is_done = 1;
+            is_done = scan.mcus_left == 0;
         }
     }
     jpeg_destroy_decompress(&jpeg);
