@@ -589,8 +589,8 @@ MUTATIONS = [
     Mutation(
         "give every image of a batch the first one's colour",
         "transforms/device.py",
-        "jitter.matrices(draws))",
-        "jitter.matrices(draws[:1].repeat(len(draws), axis=0)))",
+        "jitter.matrices(draws), images)",
+        "jitter.matrices(draws[:1].repeat(len(draws), axis=0)), images)",
         "test_transforms.py::test_workers_and_devices_agree",
     ),
     Mutation(
@@ -2252,8 +2252,8 @@ MUTATIONS = [
     Mutation(
         "look every row of a batch of planes up from the first image",
         "transforms/normalise.py",
-        "kernel.look_up(image, self._table, row, True)",
-        "kernel.look_up(pixels[0], self._table, row, True)",
+        "kernel.look_up(image, self.table, row, True)",
+        "kernel.look_up(pixels[0], self.table, row, True)",
         "test_native_colour.py::test_normalised_rows_are_the_same_with_and_without_it",
     ),
     Mutation(
