@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,8 +24,9 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_SECONDS = 60
-MAX_TRIES = 3
-"""Of a test that hangs."""
+MAX_TRIES = 2
+"""Of a test that hangs, before it is tried from an interpreter of its own."""
+IS_ALONE = "HEADRACE_MUTATION_ALONE"
 NUM_AT_ONCE = 2  # most tests wait for processes half of their time
 FAILED = "failed.txt"
 CONTROL = "(no edit: every test passes)"
@@ -2513,10 +2515,13 @@ def check(mutation: Mutation) -> str:
     edit = (mutation.file, source.replace(mutation.old, mutation.new))
     for _ in range(MAX_TRIES):
         code, _ = run_tests([mutation.test], edit=edit)
-        if (
-            code != -signal.SIGALRM
-        ):  # else it hung: by the breakage, then it will again, or by a library that was forked
+        if code != -signal.SIGALRM:
             break
+    else:  # it hung: by the breakage, then it will again, or by a library that was forked here, then not elsewhere
+        if IS_ALONE not in os.environ:
+            command = [sys.executable, __file__, mutation.name]
+            alone = subprocess.run(command, env=os.environ | {IS_ALONE: "1"}, capture_output=True, check=False)
+            code = 1 if alone.returncode == 0 else code
     # pytest's exit codes: 1 is a failed test; 4 and 5 say that the test was not found, 2 that it could not run.
     return "caught" if code == 1 else f"not caught (exit code {code} of {mutation.test})"
 
