@@ -2315,6 +2315,15 @@ MUTATIONS = [
         "test_doctor.py::test_a_kernel_that_is_not_built_is_said_with_what_builds_it",
     ),
     Mutation(
+        "leave the memory to nobody that a reader took where a sample had just gone",
+        "cache/shared_store.py",
+        """                with self._changing():
+                    self._extents.forget(start_of(word), len(content))
+""",
+        "",
+        "test_store_eviction.py::test_a_reader_who_comes_when_the_sample_has_gone_takes_no_memory",
+    ),
+    Mutation(
         "write URLs with their queries into an index",
         "sources/tar_index.py",
         "return shard if remote is None else",

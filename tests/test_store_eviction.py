@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from keeping import child, data_bytes, keep, kept_ids, number, pages_of, signals, store_of
 
+from pipeline.cache.load import Sample
 from pipeline.cache.table import PAGE_BYTES, Field, start_of, whole_pages
 
 EVICTING = ["lru", "valued"]
@@ -119,10 +120,10 @@ def test_a_reader_never_takes_another_sample_for_its_own_that_left_and_came_back
         keep(store, 0, image(0))
         place, copied = start_of(int(store._words[0])), store._copied
 
-        def copied_late(where: np.ndarray) -> np.ndarray:
+        def copied_late(where: np.ndarray, form: int) -> Sample:
             for id in range(1, 9):  # eight places: the last of these is where sample 0 was
                 keep(store, id, image(id))
-            copy = copied(where)
+            copy = copied(where, form)
             for id in range(9, 16):
                 keep(store, id, image(id))
             keep(store, 0, image(0))
@@ -154,3 +155,21 @@ def test_a_reader_meets_no_error_when_a_sample_comes_back_in_another_form() -> N
         forms, store._forms = store._forms, ChangesMeanwhile()  # type: ignore[assignment]
         assert store.find(0) is None
         np.testing.assert_array_equal(store.find(0), pixels)
+
+
+@pytest.mark.parametrize("sample", [pages_of(0, 4), np.ones((64, 80, 3), np.uint8)], ids=["bytes", "pixels"])
+def test_a_reader_who_comes_when_the_sample_has_gone_takes_no_memory(sample: Sample) -> None:
+    with store_of(8, pages=7, policy="valued") as store:
+        keep(store, 0, sample, rank=1.0)
+        keep(store, 1, pages_of(1), rank=3.0)
+        copied = store._copied
+
+        def copied_late(where: np.ndarray, form: int) -> Sample:
+            keep(store, 2, pages_of(2, 3), rank=2.0)  # sample 0 goes, and three of its four pages become sample 2's
+            assert start_of(int(store._words[2])) == 0
+            return copied(where, form)
+
+        store._copied = copied_late  # type: ignore[method-assign]
+        assert store.find(0) is None
+        assert data_bytes(store) == 4 * PAGE_BYTES
+        assert [store.find(id) for id in (1, 2)] == [pages_of(1), pages_of(2, 3)]

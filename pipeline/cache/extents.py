@@ -44,6 +44,9 @@ class Extents(Protocol):
     def release_for(self, id: int, size_bytes: int) -> bool:
         """Let go what is kept of sample `id` if the budget then has room for `size_bytes`; whether it went."""
 
+    def forget(self, start: int, size_bytes: int) -> None:
+        """Give back what of these bytes is no sample's: reading takes memory where one has just gone."""
+
     def mend(self) -> None:
         """Put right what somebody left who died while he changed something."""
 
@@ -91,6 +94,10 @@ class Appended:
     def release_for(self, id: int, size_bytes: int) -> bool:
         """None ever goes."""
         raise RuntimeError(f"a pinned store keeps sample {id} for good, and has no {size_bytes} bytes in its place")
+
+    def forget(self, start: int, size_bytes: int) -> None:
+        """None ever goes."""
+        raise RuntimeError(f"a pinned store gives nothing back, of {size_bytes} bytes at {start} neither")
 
     def mend(self) -> None:
         """Count the images anew."""
@@ -212,6 +219,12 @@ class Replaced:
         header[Field.kept_bytes] -= size_bytes
         header[Field.kept_images] -= 1
         return start, size_bytes
+
+    def forget(self, start: int, size_bytes: int) -> None:
+        """Give back every page of them in which no sample lives."""
+        pages = range(start // PAGE_BYTES, (start + size_bytes - 1) // PAGE_BYTES + 1)
+        unused = [page for page in pages if self._behind_last_living(page, page + 1) is None]
+        self._give_back([(page * PAGE_BYTES, PAGE_BYTES) for page in unused])
 
     def mend(self) -> None:
         """Count anew, and give back every page in which no sample lives: somebody died before he did."""

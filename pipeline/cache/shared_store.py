@@ -72,12 +72,12 @@ class SharedStore:
         form = int(self._forms[id])
         content = self._readonly[start_of(word) :][: size_of(form)]
         sample: Sample = content
-        if form > 0:
-            sample = content.tobytes()
-        elif self.settings.evicts:
-            sample = self._copied(content)
+        if form > 0 or self.settings.evicts:
+            sample = self._copied(content, form)
         if self.settings.evicts:
             if self._words[id] != word:  # it went meanwhile, and what was copied may be anything
+                with self._changing():
+                    self._extents.forget(start_of(word), len(content))
                 return None
             if self._is_lru:
                 self._ranks[id] = time.monotonic()
@@ -190,7 +190,9 @@ class SharedStore:
                 self._words[id] = -word_of(start, int(self._table.header[Field.places]))
             return start
 
-    def _copied(self, content: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _copied(self, content: NDArray[np.uint8], form: int) -> Sample:
+        if form > 0:
+            return content.tobytes()
         buffer: NDArray[np.uint8] | None = getattr(self._copies, "buffer", None)
         if buffer is None or len(buffer) < len(content):
             buffer = self._copies.buffer = np.empty(len(content), np.uint8)
