@@ -63,7 +63,7 @@ sanitize: setup
 fuzz: setup
 	mkdir -p build/fuzz/corpus build/fuzz/seeds
 	$(BIN)/python -m zipfile -e tests/native_corpus.zip build/fuzz/seeds
-	clang $(SANITIZERS),fuzzer -Ipipeline/native tests/native_fuzz.c $(filter-out %/module.c,$(wildcard pipeline/native/*.c)) -ljpeg -lm -o build/fuzz/fuzz
+	clang $(SANITIZERS),fuzzer -Ipipeline/native tests/native_fuzz.c $(filter-out %/module.c %/buffers.c,$(wildcard pipeline/native/*.c)) -ljpeg -lm -o build/fuzz/fuzz
 	cd build/fuzz && ./fuzz -max_total_time=$(FUZZ_S) -max_len=8192 corpus seeds
 
 coverage: setup

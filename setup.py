@@ -1,5 +1,7 @@
 """Builds the optional native kernel; everything else about the package is in pyproject.toml."""
 
+from glob import glob
+
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -17,10 +19,8 @@ class OptionalKernel(build_ext):
 
 KERNEL = Extension(
     "pipeline.native._kernel",
-    sources=[
-        f"pipeline/native/{name}.c" for name in ("colour", "entropy", "module", "passes", "probe", "region", "resize")
-    ],
-    depends=["pipeline/native/entropy.h", "pipeline/native/kernel.h"],
+    sources=sorted(glob("pipeline/native/*.c")),
+    depends=sorted(glob("pipeline/native/*.h")),
     libraries=["jpeg", "m"],
     extra_compile_args=["-O3", "-std=c11", "-Wall", "-Wextra"],
     optional=True,

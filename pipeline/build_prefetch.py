@@ -73,7 +73,8 @@ def _target(config: PipelineConfig, transforms: Transforms, device: torch.device
     has_stage = converts or transforms.place is Place.device
     if wanted == "auto":
         # On the CPU the loader's own workers are ahead already: another thread would only be in their way.
-        return device if device.type != "cpu" or has_stage else None
+        # Other devices than CUDA's are used where they are asked for: nobody has measured there what is best.
+        return device if device.type == "cuda" or has_stage else None
     if wanted == "none":
         if converts:
             raise ConfigError(f"prefetch.dtype={config.prefetch.dtype} needs prefetch=cpu, cuda or mps")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.native import kernel
 
 _EXIF = b"Exif\0\0"
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
@@ -50,8 +53,24 @@ def read_orientation(jpeg: bytes) -> int:
 
     EXIF's counts, and where that tells none XMP's.
     """
-    position = 2
     xmp = b""
+    for start, stop in app1_segments(jpeg) if kernel is None else kernel.app1_segments(jpeg):
+        if jpeg.startswith(_EXIF, start):
+            told = _tiff_orientation(jpeg[start + len(_EXIF) : stop])
+            if told is not None:
+                return told
+        elif jpeg.startswith(_XMP, start):
+            xmp = jpeg[start:stop]
+    in_xmp = _IN_XMP.search(xmp)
+    return _known(int(in_xmp[1])) if in_xmp else 1
+
+
+def app1_segments(jpeg: bytes) -> Iterator[tuple[int, int]]:
+    """Where the payloads of application segments 1 of the header of `jpeg` begin and end, for EXIF and XMP are such.
+
+    The kernel's of that name gives the same, in far less time.
+    """
+    position = 2
     while position + 4 <= len(jpeg) and jpeg[position] == 0xFF:
         marker = jpeg[position + 1]
         if marker == START_OF_SCAN:
@@ -59,16 +78,10 @@ def read_orientation(jpeg: bytes) -> int:
         if marker == 0xFF:  # padding before a marker
             position += 1
             continue
-        end = position + 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
-        if marker == _APP1 and jpeg[position + 4 : position + 10] == _EXIF:
-            told = _tiff_orientation(jpeg[position + 10 : end])
-            if told is not None:
-                return told
-        elif marker == _APP1 and jpeg.startswith(_XMP, position + 4):
-            xmp = jpeg[position + 4 : end]
-        position = end
-    in_xmp = _IN_XMP.search(xmp)
-    return _known(int(in_xmp[1])) if in_xmp else 1
+        stop = position + 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
+        if marker == _APP1:
+            yield position + 4, stop
+        position = stop
 
 
 def _known(orientation: int) -> int:

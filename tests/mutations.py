@@ -493,8 +493,8 @@ MUTATIONS = [
     Mutation(
         "keep memory that a load has lent",
         "loader/sample.py",
-        "together.append(sample.copy())",
-        "together.append(sample)",
+        "sample.copy() if isinstance(sample, np.ndarray) else sample",
+        "sample",
         "test_tiny.py::test_tiny_images_from_a_store_that_lends_its_memory_keep_their_bytes",
     ),
     Mutation(
@@ -1616,7 +1616,7 @@ MUTATIONS = [
     Mutation(
         "count no image that Pillow decoded",
         "decode/__init__.py",
-        "clock.tally(PILLOW)",
+        "clock.tally(PILLOW, by_pillow)",
         "pass",
         "test_api.py::test_stats_say_how_many_images_were_no_plain_jpegs",
     ),
@@ -2322,6 +2322,20 @@ MUTATIONS = [
 """,
         "",
         "test_store_eviction.py::test_a_reader_who_comes_when_the_sample_has_gone_takes_no_memory",
+    ),
+    Mutation(
+        "give the kernel's crops to other rows than their own",
+        "transforms/sample.py",
+        "JpegCrop(row, samples[row],",
+        "JpegCrop(len(plans) - 1 - row, samples[row],",
+        "test_native.py::test_several_encoded_samples_are_to_the_bit_what_each_is_alone",
+    ),
+    Mutation(
+        "take the kernel's word for files that it has not made",
+        "transforms/fused.py",
+        "if is_made}, decode_s",
+        "if True}, decode_s",
+        "test_native.py::test_several_encoded_samples_are_to_the_bit_what_each_is_alone",
     ),
     Mutation(
         "write URLs with their queries into an index",

@@ -24,9 +24,12 @@ from watching import SOAK
 from pipeline import native
 from pipeline.config import ConfigError, Transforms
 from pipeline.decode import BadImageError, Scratch, decode, inspect, jpeg
+from pipeline.orientation import app1_segments
 from pipeline.transforms import SampleTransform, sample
-from pipeline.transforms.geometry import Box, random_resized_crop
-from pipeline.transforms.resize import resize_exact, resize_fused
+from pipeline.transforms.fused import resize_fused
+from pipeline.transforms.geometry import Box, cut, random_resized_crop
+from pipeline.transforms.plan import plan_crop
+from pipeline.transforms.resize import resize_exact
 
 kernel: Any = native.kernel
 pytestmark = pytest.mark.skipif(kernel is None, reason="the native kernel is not built (make native)")
@@ -229,9 +232,9 @@ def test_mutated_files_are_the_same_images_and_errors_with_and_without_it(monkey
 def test_a_file_is_bad_whichever_part_of_it_is_looked_at() -> None:
     data = encoded(photo(1, 400, 400), quality=90)
     frame = np.empty((400, 400, 3), np.uint8)
-    for cut in (len(data) // 2, len(data) - 40, len(data) - 2):
+    for end in (len(data) // 2, len(data) - 40, len(data) - 2):
         for part in ((0, 0, 8, 8), (392, 392, 8, 8), (0, 0, 400, 400)):
-            assert not kernel.decode_region(data[:cut], 1, *part, frame)
+            assert not kernel.decode_region(data[:end], 1, *part, frame)
 
 
 @pytest.mark.parametrize("shape", [(375, 500), (90, 120), (1200, 900)])
@@ -260,11 +263,11 @@ def test_every_processor_resizes_to_the_same_bytes(size: tuple[int, int]) -> Non
         pixels = photo(seed, *shape)
         for is_mirrored in (False, True):
             best, portable = (np.empty((*size, 3), np.uint8) for _ in range(2))
-            kernel.resize(pixels, 0.0, 0.0, *map(float, shape), is_mirrored, best, None, False)
-            kernel.resize(pixels, 0.0, 0.0, *map(float, shape), is_mirrored, portable, None, True)
+            kernel.resize(pixels, 0.0, 0.0, *map(float, shape), is_mirrored, best, None, False, False)
+            kernel.resize(pixels, 0.0, 0.0, *map(float, shape), is_mirrored, portable, None, False, True)
             assert np.array_equal(best, portable)
             if is_mirrored:
-                kernel.resize(pixels[:, ::1], 0.0, 0.0, *map(float, shape), False, portable, None, False)
+                kernel.resize(pixels[:, ::1], 0.0, 0.0, *map(float, shape), False, portable, None, False, False)
                 assert np.array_equal(best[:, ::-1], portable)
 
 
@@ -273,9 +276,9 @@ def test_a_table_gives_its_floats_in_both_layouts() -> None:
     pixels = photo(0, 60, 80)
     levels, last = np.empty((24, 20, 3), np.uint8), np.empty((24, 20, 3), np.float32)
     planes = np.empty((3, 24, 20), np.float32)
-    kernel.resize(pixels, 1.5, 2.0, 50.0, 70.0, False, levels, None, False)
-    kernel.resize(pixels, 1.5, 2.0, 50.0, 70.0, False, last, table, False)
-    kernel.resize(pixels, 1.5, 2.0, 50.0, 70.0, False, planes, table, False)
+    kernel.resize(pixels, 1.5, 2.0, 50.0, 70.0, False, levels, None, False, False)
+    kernel.resize(pixels, 1.5, 2.0, 50.0, 70.0, False, last, table, False, False)
+    kernel.resize(pixels, 1.5, 2.0, 50.0, 70.0, False, planes, table, True, False)
     expected = np.stack([table[levels[..., channel], channel] for channel in range(3)], axis=-1)
     assert np.array_equal(last, expected)
     assert np.array_equal(planes, expected.transpose(2, 0, 1))
@@ -314,7 +317,7 @@ def test_memory_of_another_form_is_refused(frame: Any) -> None:
     with pytest.raises((ValueError, TypeError, BufferError)):
         kernel.decode_region(encoded(photo(0, 40, 50)), 1, 0, 0, 4, 4, frame)
     with pytest.raises((ValueError, TypeError, BufferError)):
-        kernel.resize(photo(0, 40, 50), 0.0, 0.0, 4.0, 4.0, False, frame, None, False)
+        kernel.resize(photo(0, 40, 50), 0.0, 0.0, 4.0, 4.0, False, frame, None, False, False)
 
 
 @pytest.mark.parametrize(
@@ -329,7 +332,74 @@ def test_memory_of_another_form_is_refused(frame: Any) -> None:
 )
 def test_a_box_outside_of_the_image_is_refused(box: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="the box must lie in the image"):
-        kernel.resize(photo(0, 40, 50), *box, False, np.empty((4, 4, 3), np.uint8), None, False)
+        kernel.resize(photo(0, 40, 50), *box, False, np.empty((4, 4, 3), np.uint8), None, False, False)
+
+
+@pytest.mark.parametrize("planes", [False, True])
+@pytest.mark.parametrize("normalise", [False, True])
+def test_several_encoded_samples_are_to_the_bit_what_each_is_alone(normalise: bool, planes: bool) -> None:
+    memory_format = "contiguous" if planes else "channels_last"
+    options = Transforms(size=48, resize="fused", decode="scaled", brightness=0.2 if planes else 0.0)
+    transform = SampleTransform(options, normalise=normalise, memory_format=memory_format)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    samples = [
+        encoded(photo(0, 200, 150)),
+        encoded(photo(1, 90, 130), exif=exif),
+        encoded(photo(2, 80, 70), "CMYK"),
+        encoded(photo(3, 300, 301), quality=30, progressive=True),
+        encoded(photo(4, 64, 64)).replace(b"\xff\xda", b"xx\xff\xda"),  # stray bytes, which the kernel leaves to others
+        encoded(photo(5, 50, 60), "L"),
+    ]
+    draws = np.random.default_rng(0).random((len(samples), transform.num_draws))
+    together = np.zeros((len(samples), *transform.row_shape), transform.row_dtype)
+    transform.many(samples, draws, together, Scratch())
+    alone = np.zeros_like(together)
+    for sample_, own, row in zip(samples, draws, alone, strict=True):
+        assert transform.takes(sample_)
+        transform(sample_, own, row, Scratch())
+    assert np.array_equal(together, alone)
+    if not normalise:
+        for sample_, own, row in zip(samples, draws, alone, strict=True):
+            plan = plan_crop(options, inspect(sample_), own, is_scaled=True)
+            whole = decode(sample_, plan.info, Scratch(), denominator=plan.denominator)
+            expected = np.empty_like(row)
+            resize_fused(*cut(whole, plan.box), expected)
+            assert np.array_equal(row, expected) or np.array_equal(row, expected[:, ::-1])
+
+
+GOOD_CROP = (0, encoded(photo(0, 40, 50)), 1, 40, 50, 0.0, 0.0, 40.0, 50.0, False)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [(0, 1), (0, -1), (1, None), (2, 3), (3, 0), (3, 2**30), (4, -5), (5, 1.0), (6, np.nan), (7, 0.0), (8, np.inf)],
+)
+def test_a_crop_that_cannot_be_is_refused(place: int, value: Any) -> None:
+    frame, out = np.empty(40 * 50 * 3, np.uint8), np.empty((1, 8, 8, 3), np.uint8)
+    assert kernel.crops((GOOD_CROP,), frame, out, None, False)[0] == b"\1"
+    assert kernel.crops((), frame, out, None, False)[0] == b""
+    bad = (*GOOD_CROP[:place], value, *GOOD_CROP[place + 1 :])
+    with pytest.raises((ValueError, TypeError)):
+        kernel.crops((GOOD_CROP, bad), frame, out, None, False)
+    with pytest.raises(ValueError, match="no room"):
+        kernel.crops((GOOD_CROP,), frame[:-1], out, None, False)
+    with pytest.raises(ValueError, match="out must be"):
+        kernel.crops((GOOD_CROP,), frame, out, None, True)
+    with pytest.raises((ValueError, TypeError)):
+        kernel.crops(("none",), frame, out, None, False)
+
+
+def test_segments_that_may_tell_the_orientation_are_found_alike_with_and_without_it() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(photo(0, 40, 50), exif=exif)
+    padded = data[:2] + b"\xff\xff" + data[2:]
+    random = np.random.default_rng(0)
+    files = [data, padded, data[:30], b"", b"\xff", *(mutated(data, padded, random) for _ in range(300))]
+    for file in files:
+        assert kernel.app1_segments(file) == list(app1_segments(file))
+    assert len(kernel.app1_segments(padded)) == 1
 
 
 def test_a_frame_of_another_size_than_the_image_is_left_to_the_other_decoder() -> None:

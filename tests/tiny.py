@@ -67,8 +67,10 @@ class Acting(SampleTransform):
             self._act(int(sample[0, 0, 0]))
         super().__call__(sample, *rest)
 
-    def many(self, samples: Sequence[np.ndarray], *rest: Any) -> None:
-        self.groups.append(len(samples))
-        for sample in samples:
-            self._act(int(sample[0, 0, 0]))
+    def many(self, samples: Sequence[bytes] | Sequence[np.ndarray], *rest: Any) -> None:
+        if len(samples) > 1:
+            self.groups.append(len(samples))
+            for sample in samples:
+                assert isinstance(sample, np.ndarray)
+                self._act(int(sample[0, 0, 0]))
         super().many(samples, *rest)

@@ -6,6 +6,7 @@ upright 8-bit RGB; on plain JPEGs they are bit-identical, so which one was used 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter
 
 import numpy as np
@@ -108,12 +109,12 @@ def decode_counted(
     info = inspect(sample)
     pixels = decode(sample, info, scratch, rendering=rendering)
     if clock is not None:
-        count_decoded(clock, info, perf_counter() - started)
+        count_decoded(clock, [info], perf_counter() - started)
     return pixels
 
 
-def count_decoded(clock: StageClock, info: ImageInfo, spent_s: float) -> None:
-    """Count an image that was decoded in `spent_s`, and by which decoder."""
-    clock.add("decode", spent_s)
-    if not info.plain_jpeg:
-        clock.tally(PILLOW)
+def count_decoded(clock: StageClock, infos: Sequence[ImageInfo], spent_s: float) -> None:
+    """Count images that were decoded in `spent_s` altogether, and by which decoder."""
+    clock.add("decode", spent_s, len(infos))
+    if by_pillow := sum(not info.plain_jpeg for info in infos):
+        clock.tally(PILLOW, by_pillow)

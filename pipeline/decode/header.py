@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
@@ -28,8 +28,7 @@ class BadImageError(ValueError):
     """The bytes of a sample are no image that can be read: it is the sample's fault, and always will be."""
 
 
-@dataclass(frozen=True, slots=True)
-class ImageInfo:
+class ImageInfo(NamedTuple):
     """What an encoded image's header says."""
 
     height: int

@@ -111,7 +111,7 @@ class Decoding:
             error.add_note(f"stage decode, sample id {id}, {self._where(id)}")
             raise
         if self._stats is not None:
-            count_decoded(self._stats.clock, info, perf_counter() - began)
+            count_decoded(self._stats.clock, [info], perf_counter() - began)
         return pixels
 
     def _scratch(self) -> Scratch:

@@ -50,17 +50,17 @@ class Transform(Protocol):
 
 @runtime_checkable
 class ManyTransform(Transform, Protocol):
-    """A transform that is faster with many small samples than with one."""
+    """A transform that is faster with several samples than with one."""
 
     most_rows: int
     """So many at a time, at most; 1: it takes none."""
 
     def takes(self, sample: bytes | NDArray[np.uint8]) -> bool:
-        """Whether this sample can be one of `many`."""
+        """Whether this sample can be one of `many`, with others of its type."""
 
     def many(
         self,
-        samples: Sequence[NDArray[np.uint8]],
+        samples: Sequence[bytes | NDArray[np.uint8]],
         draws: NDArray[np.float64],
         out: NDArray[Any],
         scratch: Scratch,
@@ -131,11 +131,12 @@ class MakeSample:
                     yield together  # should one of these fail, that is the first failure
                 raise
             is_taken = self._together is not None and self._together.takes(sample)
-            if together and (not is_taken or len(together) == self.most_rows):
+            is_other = together and type(sample) is not type(together[0])
+            if together and (not is_taken or is_other or len(together) == self.most_rows):
                 yield together
                 together = []
-            if is_taken and isinstance(sample, np.ndarray):
-                together.append(sample.copy())  # a load may lend memory that its next call writes to
+            if is_taken:  # a load may lend memory that its next call writes to
+                together.append(sample.copy() if isinstance(sample, np.ndarray) else sample)
             else:
                 yield [sample]
             del sample

@@ -1,7 +1,7 @@
 """The native kernel, where it was built: a part of a JPEG decoded alone, antialiased resizing, and levels to floats.
 
-It is optional: `kernel` is None where no compiler or no libjpeg-turbo was there. Which pixels come out never depends on
-it; `transforms.resize=fused` is there only with it.
+It is optional: `kernel` is None where no compiler or no libjpeg-turbo was there. The pixels of one `transforms.resize`
+never depend on it; but `fused` is there only with it, and is what `auto` is then.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib
 import os
 from types import ModuleType
 
-VERSION = 3
+VERSION = 4
 """Of what the extension offers; `module.c` has the same."""
 
 

@@ -76,6 +76,34 @@ extern const passes_t portable_passes; /* for any */
  */
 int resize_triangle(image_t image, box_t box, int is_mirrored, target_t target, const passes_t *passes);
 
+/* The next application segment 1 of a JPEG's header from `*position` on, 2 at first: from `*start` to before `*stop`,
+ * which may lie beyond the file. Returns whether there is one; `*position` is behind it then.
+ */
+int next_app1(const uint8_t *jpeg, size_t num_bytes, size_t *position, size_t *start, size_t *stop);
+
+/* A sample to be made: `box` of a JPEG decoded at 1/`denominator`, which then is `height` x `width`. */
+typedef struct {
+    const uint8_t *jpeg;
+    size_t num_bytes;
+    int denominator, height, width;
+    box_t box;
+    int is_mirrored;
+} crop_t;
+
+/* By what it is made. */
+typedef struct {
+    decoder_t decoder;
+    const passes_t *passes;
+} tools_t;
+
+/* Decode what a crop shows into `frame`, which has room for the whole, and resize it; it ends at its edges, as if it
+ * had been cut out first.
+ *
+ * Returns 1; 0 where `decode_region` gives 0 or memory is missing. The time of decoding is added to `decode_s`. The
+ * caller has checked that the box lies in the image and all sizes are positive.
+ */
+int make_crop(const crop_t *crop, uint8_t *frame, target_t target, tools_t tools, double *decode_s);
+
 /* What becomes of levels R, G, B and a 1: three sums by `matrix`, clamped.
  *
  * Every product with a level and every sum of them is exact in float32, so that neither their order nor a fused

@@ -1,79 +1,5 @@
 /* The extension as Python sees it: buffers are looked at here, work is done with Python's lock released. */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
-#include <math.h>
-
-#include "kernel.h"
-
-/* A product of sides that no buffer reaches, so that no size below overflows. */
-enum { MOST_SIDE = 1 << 28 };
-
-static int refused(const char *what) {
-    PyErr_SetString(PyExc_ValueError, what);
-    return 0;
-}
-
-/* Open `object` as three axes of `type`, "B" or "f"; 0 with an exception set. The caller releases `view`. */
-static int open_axes(PyObject *object, Py_buffer *view, int flags, const char *type, const char *what) {
-    if (PyObject_GetBuffer(object, view, flags | PyBUF_FORMAT) != 0) {
-        return 0;
-    }
-    int is_right = view->ndim == 3 && view->format != NULL && strcmp(view->format, type) == 0;
-    for (int axis = 0; is_right && axis < 3; axis++) {
-        is_right = view->shape[axis] > 0 && view->shape[axis] < MOST_SIDE;
-    }
-    if (!is_right) {
-        PyBuffer_Release(view);
-        return refused(what);
-    }
-    return 1;
-}
-
-/* RGB pixels, whose rows may have any distance. */
-static int open_image(PyObject *object, Py_buffer *view, image_t *image) {
-    static const char what[] = "image must be uint8 (H, W, 3) whose rows are contiguous and follow each other";
-    if (!open_axes(object, view, PyBUF_STRIDED_RO, "B", what)) {
-        return 0;
-    }
-    if (view->shape[2] != 3 || view->strides[2] != 1 || view->strides[1] != 3 ||
-        (view->shape[0] > 1 && view->strides[0] < 3 * view->shape[1])) {
-        PyBuffer_Release(view);
-        return refused(what);
-    }
-    *image = (image_t){view->buf, view->strides[0], (int)view->shape[0], (int)view->shape[1]};
-    return 1;
-}
-
-static int open_target(PyObject *object, Py_buffer *view, int is_float, target_t *target) {
-    const char *what = is_float ? "out must be float32 (h, w, 3) or (3, h, w), C-contiguous and writable, with a table"
-                                : "out must be uint8 (h, w, 3), C-contiguous and writable, without a table";
-    if (!open_axes(object, view, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE, is_float ? "f" : "B", what)) {
-        return 0;
-    }
-    const int is_planar = is_float && view->shape[2] != 3;
-    if (view->shape[is_planar ? 0 : 2] != 3) {
-        PyBuffer_Release(view);
-        return refused(what);
-    }
-    target->values = view->buf;
-    target->is_planar = is_planar;
-    target->height = (int)view->shape[is_planar];
-    target->width = (int)view->shape[is_planar + 1];
-    return 1;
-}
-
-/* 256 levels of R, G and B. */
-static int open_table(PyObject *object, Py_buffer *view) {
-    if (PyObject_GetBuffer(object, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) != 0) {
-        return 0;
-    }
-    if (view->format == NULL || strcmp(view->format, "f") != 0 || view->len != 256 * 3 * (Py_ssize_t)sizeof(float)) {
-        PyBuffer_Release(view);
-        return refused("table must be float32 of 256 x 3 values, C-contiguous");
-    }
-    return 1;
-}
+#include "buffers.h"
 
 /* Whether `box` has an inside and lies in `image`; its far edges may be beyond by what rounding makes of them. */
 static int is_inside(box_t box, image_t image) {
@@ -82,15 +8,15 @@ static int is_inside(box_t box, image_t image) {
            right <= image.width + rounding;
 }
 
-PyDoc_STRVAR(resize_doc, "resize(image, top, left, height, width, is_mirrored, out, table, is_portable, /)\n--\n\n"
+PyDoc_STRVAR(resize_doc, "resize(image, top, left, height, width, is_mirrored, out, table, is_planar, is_portable, /)\n--\n\n"
                          "Resize a box of `image` into `out` by a triangle filter.");
 
 static PyObject *resize(PyObject *Py_UNUSED(module), PyObject *arguments) {
     PyObject *image_object, *out_object, *table_object;
     box_t box;
-    int is_mirrored, is_portable;
-    if (!PyArg_ParseTuple(arguments, "OddddpOOp", &image_object, &box.top, &box.left, &box.height, &box.width,
-                          &is_mirrored, &out_object, &table_object, &is_portable)) {
+    int is_mirrored, is_planar, is_portable;
+    if (!PyArg_ParseTuple(arguments, "OddddpOOpp", &image_object, &box.top, &box.left, &box.height, &box.width,
+                          &is_mirrored, &out_object, &table_object, &is_planar, &is_portable)) {
         return NULL;
     }
     Py_buffer source = {0}, out = {0}, table = {0};
@@ -98,7 +24,7 @@ static PyObject *resize(PyObject *Py_UNUSED(module), PyObject *arguments) {
     target_t target = {0};
     PyObject *result = NULL;
     if ((table_object == Py_None || open_table(table_object, &table)) && open_image(image_object, &source, &image) &&
-        open_target(out_object, &out, table_object != Py_None, &target) &&
+        open_targets(out_object, &out, 3, table_object != Py_None, is_planar, &target) &&
         (is_inside(box, image) || refused("the box must lie in the image and be larger than nothing"))) {
         int has_memory;
         target.table = table.buf;
@@ -120,6 +46,12 @@ static int is_part(region_t part, image_t whole) {
            part.left <= whole.width - part.width;
 }
 
+/* A crop, and the row it is to fill. */
+typedef struct {
+    crop_t crop;
+    Py_ssize_t row;
+} wanted_t;
+
 static decoder_t decoder; /* set when this is imported */
 
 PyDoc_STRVAR(decode_doc, "decode_region(jpeg, denominator, top, left, height, width, frame, is_libjpegs=False, /)\n--\n\n"
@@ -135,7 +67,7 @@ static PyObject *decode(PyObject *Py_UNUSED(module), PyObject *arguments) {
                           &needed.width, &frame_object, &is_libjpegs)) {
         return NULL;
     }
-    if (open_target(frame_object, &out, 0, &frame)) {
+    if (open_targets(frame_object, &out, 3, 0, 0, &frame)) {
         const image_t whole = {.height = frame.height, .width = frame.width};
         if (denominator != 1 && denominator != 2 && denominator != 4 && denominator != 8) {
             refused("denominator must be 1, 2, 4 or 8");
@@ -152,6 +84,83 @@ static PyObject *decode(PyObject *Py_UNUSED(module), PyObject *arguments) {
     }
     PyBuffer_Release(&out);
     PyBuffer_Release(&jpeg);
+    return result;
+}
+
+/* The crop that a tuple tells, and its row of `num_rows`; 0 with an exception set. The tuple keeps its JPEG. */
+static int read_crop(PyObject *object, Py_ssize_t num_rows, Py_ssize_t num_frame_bytes, wanted_t *wanted) {
+    PyObject *jpeg;
+    crop_t *crop = &wanted->crop;
+    box_t *box = &crop->box;
+    if (!PyTuple_Check(object)) {
+        return refused("crops must be tuples");
+    }
+    if (!PyArg_ParseTuple(object, "nSiiiddddp", &wanted->row, &jpeg, &crop->denominator, &crop->height, &crop->width,
+                          &box->top, &box->left, &box->height, &box->width, &crop->is_mirrored)) {
+        return 0;
+    }
+    crop->jpeg = (const uint8_t *)PyBytes_AS_STRING(jpeg);
+    crop->num_bytes = (size_t)PyBytes_GET_SIZE(jpeg);
+    const int height = crop->height, width = crop->width, denominator = crop->denominator;
+    if (denominator != 1 && denominator != 2 && denominator != 4 && denominator != 8) {
+        return refused("denominator must be 1, 2, 4 or 8");
+    }
+    if (height <= 0 || width <= 0 || height > num_frame_bytes / 3 / width) {
+        return refused("the frame has no room for the whole image");
+    }
+    return (is_inside(*box, (image_t){.height = height, .width = width}) ||
+            refused("the box must lie in the image and be larger than nothing")) &&
+           ((wanted->row >= 0 && wanted->row < num_rows) || refused("there is no such row"));
+}
+
+/* `made` tells of each whether its row was made. */
+static double make_crops(const wanted_t *wanted, Py_ssize_t num_crops, uint8_t *frame, target_t first,
+                         size_t row_bytes, tools_t tools, char *made) {
+    double decode_s = 0;
+    for (Py_ssize_t i = 0; i < num_crops; i++) {
+        target_t target = first;
+        target.values = (char *)first.values + (size_t)wanted[i].row * row_bytes;
+        made[i] = (char)make_crop(&wanted[i].crop, frame, target, tools, &decode_s);
+    }
+    return decode_s;
+}
+
+PyDoc_STRVAR(crops_doc, "crops(crops, frame, out, table, is_planar, /)\n--\n\n"
+                        "Make the rows of `out` that crops tell: (row, jpeg, denominator, height, width, box, is_mirrored).");
+
+static PyObject *crops(PyObject *Py_UNUSED(module), PyObject *arguments) {
+    PyObject *crops_object, *frame_object, *out_object, *table_object, *result = NULL;
+    int is_planar;
+    if (!PyArg_ParseTuple(arguments, "O!OOOp", &PyTuple_Type, &crops_object, &frame_object, &out_object, &table_object,
+                          &is_planar)) {
+        return NULL;
+    }
+    const Py_ssize_t num_crops = PyTuple_GET_SIZE(crops_object);
+    Py_buffer frame = {0}, out = {0}, table = {0};
+    target_t target = {0};
+    wanted_t *wanted = PyMem_New(wanted_t, num_crops);
+    PyObject *made = PyBytes_FromStringAndSize(NULL, num_crops);
+    int is_right = wanted != NULL && made != NULL && (table_object == Py_None || open_table(table_object, &table)) &&
+                   open_targets(out_object, &out, 4, table_object != Py_None, is_planar, &target) &&
+                   PyObject_GetBuffer(frame_object, &frame, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE) == 0;
+    for (Py_ssize_t i = 0; is_right && i < num_crops; i++) {
+        is_right = read_crop(PyTuple_GET_ITEM(crops_object, i), out.shape[0], frame.len, &wanted[i]);
+    }
+    if (is_right) {
+        const tools_t tools = {decoder, best_passes()};
+        double decode_s;
+        target.table = table.buf;
+        Py_BEGIN_ALLOW_THREADS;
+        decode_s = make_crops(wanted, num_crops, frame.buf, target, (size_t)(out.len / out.shape[0]), tools,
+                              PyBytes_AS_STRING(made));
+        Py_END_ALLOW_THREADS;
+        result = Py_BuildValue("Od", made, decode_s);
+    }
+    Py_XDECREF(made);
+    PyMem_Free(wanted);
+    PyBuffer_Release(&table);
+    PyBuffer_Release(&out);
+    PyBuffer_Release(&frame);
     return result;
 }
 
@@ -187,7 +196,7 @@ static int open_conversion(PyObject *image_object, PyObject *out_object, int is_
     if (image.height > 1 && image.stride != 3 * (ptrdiff_t)image.width) {
         return refused("image must be C-contiguous");
     }
-    if (!open_axes(out_object, &made->out, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE, "f", what)) {
+    if (!open_axes(out_object, &made->out, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE, 3, "f", what)) {
         return 0;
     }
     const Py_ssize_t *shape = made->out.shape;
@@ -248,15 +257,38 @@ static PyObject *look_up(PyObject *Py_UNUSED(module), PyObject *arguments) {
     return result;
 }
 
+PyDoc_STRVAR(app1_doc, "app1_segments(jpeg, /)\n--\n\n"
+                       "Where the payloads of application segments 1 of a JPEG's header begin and end.");
+
+static PyObject *app1_segments(PyObject *Py_UNUSED(module), PyObject *jpeg) {
+    if (!PyBytes_Check(jpeg)) {
+        PyErr_SetString(PyExc_TypeError, "a JPEG must be bytes");
+        return NULL;
+    }
+    const uint8_t *bytes = (const uint8_t *)PyBytes_AS_STRING(jpeg);
+    size_t position = 2, start, stop;
+    PyObject *found = PyList_New(0);
+    while (found != NULL && next_app1(bytes, (size_t)PyBytes_GET_SIZE(jpeg), &position, &start, &stop)) {
+        PyObject *segment = Py_BuildValue("nn", (Py_ssize_t)start, (Py_ssize_t)stop);
+        if (segment == NULL || PyList_Append(found, segment) != 0) {
+            Py_CLEAR(found);
+        }
+        Py_XDECREF(segment);
+    }
+    return found;
+}
+
 static PyMethodDef methods[] = {
+    {"app1_segments", app1_segments, METH_O, app1_doc},
     {"colour", colour, METH_VARARGS, colour_doc},
+    {"crops", crops, METH_VARARGS, crops_doc},
     {"decode_region", decode, METH_VARARGS, decode_doc},
     {"look_up", look_up, METH_VARARGS, look_up_doc},
     {"resize", resize, METH_VARARGS, resize_doc},
     {NULL, NULL, 0, NULL},
 };
 
-enum { VERSION = 3 }; /* as in __init__.py: another one is not used */
+enum { VERSION = 4 }; /* as in __init__.py: another one is not used */
 
 static int on_import(PyObject *module) {
     decoder = best_decoder();

@@ -1,6 +1,6 @@
 """Resizing: Pillow's antialiased result, or one within a level of it at a fraction of the time.
 
-`resize_exact` is Pillow's BILINEAR, a triangle filter as wide as the shrink factor f, and `resize_fused` the same in
+`resize_exact` is Pillow's BILINEAR, a triangle filter as wide as the shrink factor f, and `fused.py` has the same in
 native code. `resize_fast` builds the same amount of smoothing from passes that OpenCV vectorises: 2 x 2 averages while
 f is large, a Gaussian for what is missing, and bilinear sampling. What they differ by is measured in docs/pixels.md.
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.decode import Scratch
-from pipeline.native import kernel
 from pipeline.transforms.geometry import Box
 
 cv2.setNumThreads(0)
@@ -64,38 +63,6 @@ def resize_fast(image: NDArray[np.uint8], box: Box, out: NDArray[np.uint8], scra
     pitch_y, pitch_x = box.height / height, box.width / width
     image = _smoothed(image, _missing_variance(pitch_y, halvings), _missing_variance(pitch_x, halvings), scratch)
     _sample(image, box, pitch_y, pitch_x, out)
-
-
-def resize_fused(
-    image: NDArray[np.uint8],
-    box: Box,
-    out: NDArray[Any],
-    *,
-    is_mirrored: bool = False,
-    table: NDArray[np.float32] | None = None,
-) -> None:
-    """Resize `box` of `image` (H, W, 3) into `out` (h, w, 3) by the native kernel, with `resize_exact`'s filter.
-
-    Its weights have 14 bits and each row is rounded to levels before columns are blended; `image` may be a view whose
-    rows are contiguous. Left and right are exchanged if `is_mirrored`. With a `table` (256, 1, 3) `out` is float32,
-    (h, w, 3) or (3, h, w), and has the levels' entries. There has to be a kernel.
-    """
-    assert kernel is not None, "who asks for it has looked"
-    kernel.resize(image, *box, is_mirrored, out, table, False)
-
-
-def resize_crops_fused(
-    images: Sequence[NDArray[np.uint8]],
-    boxes: NDArray[np.int64],
-    out: NDArray[Any],
-    are_mirrored: NDArray[np.bool_],
-    table: NDArray[np.float32] | None,
-) -> None:
-    """`resize_fused` of each image's whole-pixel box, cut out first, into n rows `out`."""
-    for image, box, row, is_mirrored in zip(images, boxes.tolist(), out, are_mirrored.tolist(), strict=True):
-        top, left, height, width = box
-        crop = image[top : top + height, left : left + width]
-        resize_fused(crop, Box(0, 0, height, width), row, is_mirrored=is_mirrored, table=table)
 
 
 def resize_crops_fast(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,29 +13,30 @@ from numpy.typing import NDArray
 from pipeline.config import ConfigError, Transforms
 from pipeline.decode import ImageInfo, Rendering, Scratch, count_decoded, decode, inspect
 from pipeline.native import kernel, why_not
-from pipeline.orientation import Part
 from pipeline.stats import StageClock
 from pipeline.transforms.finish import Finish, WorkerFinish
+from pipeline.transforms.fused import JpegCrop, Levels, crop_jpegs, resize_crops_fused, resize_fused
 from pipeline.transforms.geometry import (
     RANDOM_CROP_DRAWS,
     Box,
-    centre_crop,
     cut,
-    denominator_for,
     limit_side,
-    random_resized_crop,
     random_resized_crops,
-    scaled_down,
-    touched,
 )
 from pipeline.transforms.normalise import Normaliser
+from pipeline.transforms.plan import Plan, plan_crop
 from pipeline.transforms.policy import DrawnPolicy
-from pipeline.transforms.resize import resize_crops_fast, resize_crops_fused, resize_exact, resize_fast, resize_fused
+from pipeline.transforms.resize import resize_crops_fast, resize_exact, resize_fast
 
 # Images and rows up to this side are made many at a time: a call by itself takes as long as their pixels do. So many
 # at a time, for what they are made in stays in the processor's cache then, and more would save nothing more.
 _TINY_SIDE = 64
 _TINY_ROWS = 64
+
+# Encoded images are made so many by one native call, which costs Python next to nothing an image; of larger ones that
+# is no part of their time, and they would have to wait in memory for each other.
+_ENCODED_ROWS = 8
+_MOST_ENCODED_BYTES = 256 << 10
 
 
 def shrink_to(pixels: NDArray[np.uint8], max_side: int | None) -> NDArray[np.uint8]:
@@ -78,19 +79,6 @@ def policy_and_finish(options: Transforms) -> tuple[DrawnPolicy, Finish]:
     return policy, Finish(options, first_column=column + policy.num_draws)
 
 
-class _Plan(NamedTuple):
-    """What becomes of one image, known before it is decoded."""
-
-    denominator: int
-    """The scale to decode at is 1 / this."""
-    whole: Box
-    """The whole image, in decoded pixels: not a whole number of them where the scale does not divide it."""
-    reduced: tuple[int, int] | None
-    """Height and width that `max_side` reduces the decoded image to; None when it stays as it is."""
-    box: Box
-    """The part to show, in pixels of the reduced image or else of the decoded one."""
-
-
 def rendering_of(options: Transforms) -> Rendering:
     """How `options` have pixels become RGB."""
     red, green, blue = options.background
@@ -130,10 +118,11 @@ class SampleTransform:
         self._normaliser = Normaliser(options.mean, options.std, memory_format) if normalise else None
         self._finisher = WorkerFinish(finish, size, memory_format) if normalise and finish.num_draws else None
         is_last = self._fused and self._finisher is None and self._policy.num_draws == 0
-        self._last_table = self._normaliser.table if self._normaliser is not None and is_last else None
+        self._levels = Levels(self._normaliser.table, planes) if self._normaliser is not None and is_last else None
         """Of the resize's own output; None where something comes between it and normalising."""
         takes_tiny = size <= _TINY_SIDE
-        self.most_rows = _TINY_ROWS if takes_tiny else 1
+        self._crops_natively = self._fused and self._augment and not self._rendering.converts_profiles
+        self.most_rows = _TINY_ROWS if takes_tiny else _ENCODED_ROWS if self._crops_natively else 1
         self._most_side = min(_TINY_SIDE, options.max_side or _TINY_SIDE) if takes_tiny else 0
 
     def __call__(
@@ -151,39 +140,17 @@ class SampleTransform:
         Raises:
             ValueError: `sample` cannot be decoded; the message says why.
         """
-        started = perf_counter()
-        if isinstance(sample, np.ndarray):
-            pixels = sample
-            plan = self._plan(ImageInfo(pixels.shape[0], pixels.shape[1]), draws, scaled=False)
-        else:
-            info = inspect(sample)
-            plan = self._plan(info, draws, scaled=self._scaled)
-            pixels = decode(
-                sample,
-                info,
-                scratch,
-                denominator=plan.denominator,
-                rendering=self._rendering,
-                part=self._part(plan, info),
-            )
-            decoded = perf_counter()
-            if clock is not None:
-                count_decoded(clock, info, decoded - started)
-            started = decoded
-        rows = self._room(out[None], scratch)
-        are_mirrored = self._mirrored(draws[None])
-        self._crop_and_resize(pixels, plan, rows[0], scratch, is_mirrored=bool(are_mirrored[0]))
-        self._finish(rows, draws[None], are_mirrored, out[None], scratch)
-        if clock is not None:
-            clock.add("transform", perf_counter() - started)
+        self.many((sample,), draws[None], out[None], scratch, clock)
 
     def takes(self, sample: bytes | NDArray[np.uint8]) -> bool:
-        """Whether `sample` can be one of `many`."""
-        return isinstance(sample, np.ndarray) and sample.ndim == 3 and max(sample.shape) <= self._most_side
+        """Whether `sample` can be one of `many`, with others of its kind, encoded or pixels."""
+        if isinstance(sample, bytes):
+            return self._crops_natively and len(sample) <= _MOST_ENCODED_BYTES
+        return sample.ndim == 3 and max(sample.shape) <= self._most_side
 
     def many(
         self,
-        samples: Sequence[NDArray[np.uint8]],
+        samples: Sequence[bytes | NDArray[np.uint8]],
         draws: NDArray[np.float64],
         out: NDArray[Any],
         scratch: Scratch,
@@ -193,46 +160,88 @@ class SampleTransform:
         started = perf_counter()
         rows = self._room(out, scratch)
         are_mirrored = self._mirrored(draws)
-        if self._augment and (self._fast or self._fused):
-            heights, widths = np.array([sample.shape[:2] for sample in samples]).T
-            boxes = random_resized_crops(heights, widths, draws, scale=self._options.scale, ratio=self._options.ratio)
-            if self._fused:
-                resize_crops_fused(samples, boxes, rows, are_mirrored, self._last_table)
-            else:
-                resize_crops_fast(samples, boxes, rows, scratch)
+        encoded = [sample for sample in samples if isinstance(sample, bytes)]
+        if encoded:
+            decode_s = self._crop_encoded(encoded, draws, rows, are_mirrored.tolist(), scratch, clock)
         else:
-            for pixels, own_draws, row, is_mirrored in zip(samples, draws, rows, are_mirrored.tolist(), strict=True):
-                plan = self._plan(ImageInfo(pixels.shape[0], pixels.shape[1]), own_draws, scaled=False)
-                self._crop_and_resize(pixels, plan, row, scratch, is_mirrored=is_mirrored)
+            decode_s = 0.0
+            images = [sample for sample in samples if isinstance(sample, np.ndarray)]
+            self._crop_pixels(images, draws, rows, are_mirrored, scratch)
         self._finish(rows, draws, are_mirrored, out, scratch)
         if clock is not None:
-            clock.add("transform", perf_counter() - started, len(samples))
+            clock.add("transform", perf_counter() - started - decode_s, len(samples))
 
-    def _plan(self, info: ImageInfo, draws: NDArray[np.float64], *, scaled: bool) -> _Plan:
-        """What to decode and what to cut of an image; at a smaller scale where `scaled` allows it."""
-        options = self._options
-        reduced = limit_side(info.height, info.width, options.max_side)
-        if self._augment:
-            crop_draws = draws[:RANDOM_CROP_DRAWS].tolist()
-            box = random_resized_crop(*reduced, crop_draws, scale=options.scale, ratio=options.ratio)
-        else:
-            box = centre_crop(*reduced, size=options.size, resize_ratio=options.resize_ratio)
-        whole = Box(0, 0, info.height, info.width)
-        if reduced != (info.height, info.width):
-            denominator = denominator_for(whole, *reduced) if scaled else 1
-            return _Plan(denominator, scaled_down(whole, denominator, info.corner(denominator)), reduced, box)
-        denominator = denominator_for(box, options.size, options.size) if scaled else 1
-        return _Plan(denominator, whole, None, scaled_down(box, denominator, info.corner(denominator)))
+    def _crop_pixels(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        draws: NDArray[np.float64],
+        rows: NDArray[Any],
+        are_mirrored: NDArray[np.bool_],
+        scratch: Scratch,
+    ) -> None:
+        """Make `rows` of decoded `images`."""
+        if len(images) > 1 and self._augment and (self._fast or self._fused):
+            heights, widths = np.array([pixels.shape[:2] for pixels in images]).T
+            boxes = random_resized_crops(heights, widths, draws, scale=self._options.scale, ratio=self._options.ratio)
+            if self._fused:
+                resize_crops_fused(images, boxes, rows, are_mirrored, self._levels)
+            else:
+                resize_crops_fast(images, boxes, rows, scratch)
+            return
+        for pixels, own_draws, row, is_mirrored in zip(images, draws, rows, are_mirrored.tolist(), strict=True):
+            plan = plan_crop(self._options, ImageInfo(*pixels.shape[:2]), own_draws, is_scaled=False)
+            self._crop_and_resize(pixels, plan, row, scratch, is_mirrored=is_mirrored)
 
-    def _part(self, plan: _Plan, info: ImageInfo) -> Part | None:
-        """The part of the decoded image that will be looked at; None for all of it."""
-        if plan.reduced is not None or not self._augment:
-            return None
-        return touched(plan.box, -(-info.height // plan.denominator), -(-info.width // plan.denominator))
+    def _crop_encoded(
+        self,
+        samples: Sequence[bytes],
+        draws: NDArray[np.float64],
+        rows: NDArray[Any],
+        are_mirrored: list[bool],
+        scratch: Scratch,
+        clock: StageClock | None,
+    ) -> float:
+        """Make `rows` of encoded `samples`; gives the seconds of it that decoding took."""
+        started = perf_counter()
+        infos = [inspect(sample) for sample in samples]
+        decode_s = perf_counter() - started
+        plans = [
+            plan_crop(self._options, info, own, is_scaled=self._scaled) for info, own in zip(infos, draws, strict=True)
+        ]
+        crops = self._native_crops(samples, plans, are_mirrored)
+        are_made, native_s = crop_jpegs(crops, rows, scratch, self._levels) if crops else (set[int](), 0.0)
+        decode_s += native_s
+        for number, (sample, plan) in enumerate(zip(samples, plans, strict=True)):
+            if number in are_made:
+                continue
+            started = perf_counter()
+            pixels = decode(
+                sample,
+                plan.info,
+                scratch,
+                denominator=plan.denominator,
+                rendering=self._rendering,
+                part=plan.part() if self._augment else None,
+            )
+            decode_s += perf_counter() - started
+            self._crop_and_resize(pixels, plan, rows[number], scratch, is_mirrored=are_mirrored[number])
+        if clock is not None:
+            count_decoded(clock, infos, decode_s)
+        return decode_s
+
+    def _native_crops(self, samples: Sequence[bytes], plans: list[Plan], are_mirrored: list[bool]) -> list[JpegCrop]:
+        """Those of them that the kernel can make as a whole: upright JPEGs that are not reduced before they are cut."""
+        if not self._crops_natively:
+            return []
+        return [
+            JpegCrop(row, samples[row], plan.denominator, *plan.decoded_shape, *plan.box, are_mirrored[row])
+            for row, plan in enumerate(plans)
+            if plan.info.plain_jpeg and plan.info.orientation == 1 and plan.reduced is None
+        ]
 
     def _room(self, out: NDArray[Any], scratch: Scratch) -> NDArray[Any]:
         """Where the resized pixels of rows `out` go: there, where nothing is left to do to them but to flip them."""
-        if self._normaliser is None or self._last_table is not None:
+        if self._normaliser is None or self._levels is not None:
             return out
         return scratch.pixels("resized", (len(out), *self._resized_shape))
 
@@ -244,15 +253,15 @@ class SampleTransform:
         return mirrored
 
     def _crop_and_resize(
-        self, pixels: NDArray[np.uint8], plan: _Plan, row: NDArray[Any], scratch: Scratch, *, is_mirrored: bool
+        self, pixels: NDArray[np.uint8], plan: Plan, row: NDArray[Any], scratch: Scratch, *, is_mirrored: bool
     ) -> None:
-        """Make `row` of what `plan` shows; only `fused` mirrors, and only it has floats where `_last_table` is."""
+        """Make `row` of what `plan` shows; only `fused` mirrors, and only it has floats where `_levels` is."""
         if plan.reduced is not None:
             pixels = _reduced(pixels, plan.whole, plan.reduced)
         # A training crop ends at its edge, as if cut out first; evaluation resizes first and sees around its crop.
         view, box = cut(pixels, plan.box) if self._augment else (pixels, plan.box)
         if self._fused:
-            resize_fused(view, box, row, is_mirrored=is_mirrored, table=self._last_table)
+            resize_fused(view, box, row, is_mirrored=is_mirrored, levels=self._levels)
         elif self._fast:
             resize_fast(view, box, row, scratch)
         else:
@@ -274,5 +283,5 @@ class SampleTransform:
                 self._policy(pixels, own)
         if self._finisher is not None:
             self._finisher(rows, draws, out, scratch)
-        elif self._normaliser is not None and self._last_table is None:
+        elif self._normaliser is not None and self._levels is None:
             self._normaliser(rows, out, scratch)
