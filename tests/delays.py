@@ -67,8 +67,8 @@ def delayed(stage: str, delay_s: float) -> Iterator[None]:
 
     places: dict[str, tuple[Any, str]] = {
         "read": (files.FileSource, "read"),
-        "decode": (transforms, "decode"),
-        "transform": (transforms.SampleTransform, "_crop_and_resize"),
+        "decode": (transforms, "inspect"),
+        "transform": (transforms, "plan_crop"),
         "collate": (slots.SlotRing, "lend"),
         "transfer": (CpuStreams, "record"),
     }
